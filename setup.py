@@ -1,0 +1,37 @@
+"Fills every dynamic field of pyproject.toml from settings.ini, the project's one place for metadata."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+docs = cfg['docs_requirements'].split()
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    license='Apache-2.0',
+    keywords=cfg['keywords'].split(),
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        f"Intended Audience :: {cfg['audience']}",
+        f"Natural Language :: {cfg['language']}",
+        'Programming Language :: Python :: 3',
+    ],
+    packages=find_packages(include=['piny', 'piny.*']),
+    include_package_data=True,
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(),
+    extras_require={'docs': docs, 'dev': docs + cfg['dev_requirements'].split()},
+    entry_points={'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
+    zip_safe=False,
+)
