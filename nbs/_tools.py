@@ -52,7 +52,7 @@ def run(nb, folder):
     "Run the cells that a plain run executes in a fresh kernel; the others keep the outputs that they have."
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    client = NotebookClient(nb, timeout=1200, kernel_name='python3', resources={'metadata': {'path': str(folder)}})
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(folder)}})
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             if not runs(cell): continue
