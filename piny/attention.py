@@ -50,7 +50,7 @@ class KVCache:
         v: torch.Tensor,  # values, likewise
         positions: torch.Tensor | None = None,  # (B, T) slots of the new tokens; None: the next T
     ) -> tuple[torch.Tensor, torch.Tensor]:  # keys and values (B, K, S, head_dim) of the S slots in use
-        "Write one layer's new keys and values and return all of them; the model moves `length` on after the last layer."
+        "Write one layer's new keys and values and return all; the model moves `length` on after the last layer."
         end = self.end(k.shape[2], positions)
         for kept, new in ((self.k[layer], k), (self.v[layer], v)):
             new = new.detach().to(kept.dtype)
@@ -87,7 +87,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if n_heads % n_kv_heads: raise ValueError(
-            f'n_heads={n_heads} can\'t be shared out over n_kv_heads={n_kv_heads}: make n_kv_heads a divisor of n_heads.')
+            f'n_heads={n_heads} can\'t share n_kv_heads={n_kv_heads}: make n_kv_heads a divisor of n_heads.')
         self.head_dim = head_dim or dim // n_heads
         self.q_proj = nn.Linear(dim, n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(dim, n_kv_heads * self.head_dim, bias=False)

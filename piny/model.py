@@ -146,7 +146,7 @@ class Piny(nn.Module):
             f'targets must have the shape of ids, {tuple(ids.shape)}, but have {tuple(targets.shape)}.')
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
-    def _apply(self, *args, **kwargs):  # behind .to(), .cuda(), .bfloat16() and .to_empty(), which change the tables too
+    def _apply(self, *args, **kwargs):  # behind .to(), .cuda(), .bfloat16() and .to_empty(): they'd change the tables
         super()._apply(*args, **kwargs)
         make_tables(self)
         return self
@@ -168,7 +168,8 @@ class Piny(nn.Module):
         save_folder(self, folder)
 
     @staticmethod
-    def from_pretrained(folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> 'Piny':
+    def from_pretrained(folder: str | Path, device: torch.device | str | None = None,
+                        dtype: torch.dtype | None = None) -> 'Piny':
         "Read a model from a Hugging Face Llama folder; see `load_folder`."
         return load_folder(folder, device, dtype)
 
@@ -198,7 +199,7 @@ def check_inputs(
     if cache is not None and doc_ids is not None: raise ValueError(
         'doc_ids were given with a cache, which can\'t tell stories apart: leave one of them out.')
     if cache is not None and cache.k.shape[1] != len(ids): raise ValueError(
-        f'ids have {len(ids)} rows, but the cache was made for {cache.k.shape[1]}: make one with new_cache({len(ids)}).')
+        f'ids have {len(ids)} rows, but the cache is for {cache.k.shape[1]}: make one with new_cache({len(ids)}).')
     if T > (context if cache is None else cache.max_len): raise ValueError(
         f'{T} tokens were given, but there is room for {context if cache is None else cache.max_len}: '
         f'cut the text{" or make the context longer" if cache is None else " or make a longer cache"}.')
@@ -216,7 +217,7 @@ def flops_per_token(
     model: Piny,  # the model
     seq_len: int,  # tokens a row T
 ) -> int:  # floating-point operations
-    "Operations of forward and backward for one token: 6 a weight, and causal attention (Kaplan et al. 2020, section 2.1)."
+    "Operations of forward and backward for a token: 6 a weight, and causal attention (Kaplan et al. 2020, 2.1)."
     c = model.config
     weights = model.num_parameters() - (0 if c.tie_embeddings else c.vocab_size * c.dim)
     return 6 * weights + 6 * c.n_layers * c.n_heads * c.head_size * seq_len
@@ -231,7 +232,7 @@ def new_cache(
     "An empty cache that fits the model, where the model is."
     c, weight, max_len = model.config, model.embed_tokens.weight, model.config.context if max_len is None else max_len
     if not 0 < max_len <= c.context: raise ValueError(
-        f'A cache for {max_len} tokens was asked for, but the model\'s context is {c.context}: ask for 1 to {c.context}.')
+        f'A cache for {max_len} tokens was asked for, but the context is {c.context}: ask for 1 to {c.context}.')
     return KVCache(c.n_layers, batch, c.n_kv_heads, max_len, c.head_size, weight.device, dtype or weight.dtype)
 
 # %% ../nbs/08_model.ipynb #75d3b158
@@ -246,8 +247,9 @@ def to_llama(
 ) -> dict:  # what config.json holds
     "The shape in Hugging Face's words."
     shape = {theirs: getattr(config, ours) for ours, theirs in LLAMA_NAMES.items()} | dict(head_dim=config.head_size)
-    return dict(architectures=['LlamaForCausalLM'], model_type='llama', **shape, hidden_act='silu', attention_bias=False,
-                mlp_bias=False, bos_token_id=1, eos_token_id=2, dtype='float32', torch_dtype='float32')
+    return dict(architectures=['LlamaForCausalLM'], model_type='llama', **shape, hidden_act='silu',
+                attention_bias=False, mlp_bias=False, bos_token_id=1, eos_token_id=2,
+                dtype='float32', torch_dtype='float32')
 
 # %% ../nbs/08_model.ipynb #c479ee09
 def from_llama(
@@ -258,10 +260,12 @@ def from_llama(
     plain = dict(model_type='llama', hidden_act='silu', attention_bias=False, mlp_bias=False, rope_type='default')
     asked = llama | dict(rope_type=rope.get('rope_type', rope.get('type', 'default')))
     other = [name for name, value in plain.items() if asked.get(name, value) != value]
-    if other: raise ValueError(f'config.json asks for {", ".join(f"{n}={asked[n]!r}" for n in other)}, but Piny computes '
-                               f'{", ".join(f"{n}={plain[n]!r}" for n in other)} only: give a plain Llama folder.')
-    defaults = dict(num_key_value_heads=llama.get('num_attention_heads'), rope_theta=rope.get('rope_theta', 10000.0), rms_norm_eps=1e-6,
-                    max_position_embeddings=2048, initializer_range=0.02, tie_word_embeddings=False, head_dim=None)  # Llama's
+    if other: raise ValueError(
+        f'config.json asks for {", ".join(f"{n}={asked[n]!r}" for n in other)}, but Piny computes '
+        f'{", ".join(f"{n}={plain[n]!r}" for n in other)} only: give a plain Llama folder.')
+    defaults = dict(num_key_value_heads=llama.get('num_attention_heads'), rope_theta=rope.get('rope_theta', 10000.0),
+                    rms_norm_eps=1e-6, max_position_embeddings=2048, initializer_range=0.02,
+                    tie_word_embeddings=False, head_dim=None)  # as LlamaConfig's
     llama = defaults | {name: value for name, value in llama.items() if value is not None}
     missing = [name for name in LLAMA_NAMES.values() if name not in llama]
     if missing: raise ValueError(f'config.json does not say {", ".join(missing)}: give the folder of a Llama model.')
@@ -317,7 +321,8 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:  # tensors by the names that they have in the file
     "All tensors of a folder, from one file or from shards."
     files, index, tensors = ['model.safetensors'], folder/'model.safetensors.index.json', {}
-    if index.exists() and not (folder/files[0]).exists(): files = sorted(set(read_json(index).get('weight_map', {}).values()))
+    if index.exists() and not (folder/files[0]).exists():
+        files = sorted(set(read_json(index).get('weight_map', {}).values()))
     for file in files:
         if not (folder/file).is_file(): raise FileNotFoundError(
             f'{folder} holds no {file}: give a folder that has the weights as safetensors.')
@@ -339,14 +344,14 @@ def load_folder(
     config = from_llama(read_json(folder/'config.json'))
     tensors = {name.removeprefix('model.'): t for name, t in read_tensors(folder).items() if 'rotary_emb' not in name}
     if config.tie_embeddings: tensors.pop('lm_head.weight', None)
-    with torch.device('meta'): model = Piny(config).to(dtype or torch.float32)  # shapes only: no time, no random numbers
+    with torch.device('meta'): model = Piny(config).to(dtype or torch.float32)  # no time or random numbers spent
     wanted = model.state_dict()
     faults = [f'{name} is missing' for name in wanted if name not in tensors]
     faults += [f'{name} is unknown' for name in tensors if name not in wanted]
     faults += [f'{name} is {tuple(t.shape)} and not {tuple(wanted[name].shape)}' for name, t in tensors.items()
                if name in wanted and t.shape != wanted[name].shape]
     if faults: raise ValueError(f'The weights in {folder} don\'t fit its config.json: {", ".join(faults[:3])}'
-                                f'{f" and {len(faults) - 3} more" if len(faults) > 3 else ""}; give both from one model.')
+                                f'{f" and {len(faults) - 3} more" if len(faults) > 3 else ""}; give a matching pair.')
     model.to_empty(device=device or 'cpu').load_state_dict(tensors)
     return model
 
@@ -359,9 +364,10 @@ def find_checkpoint(
     if (path/'checkpoints').is_dir(): path = path/'checkpoints'/'latest'
     if path.is_file(): path = path.parent/path.read_text(encoding='utf-8', errors='replace').strip()
     if not path.is_dir(): raise FileNotFoundError(
-        f'There is no checkpoint at {path}: give a run folder, a checkpoint folder, or a pointer such as RUN/checkpoints/best.')
-    if not any((path/name).is_file() for name in ('model.safetensors', 'model.safetensors.index.json')): raise FileNotFoundError(
-        f'{path} holds no weights (model.safetensors): give a run folder or a checkpoint folder.')
+        f'There is no checkpoint at {path}: '
+        'give a run folder, a checkpoint folder, or a pointer such as RUN/checkpoints/best.')
+    if not any((path/name).is_file() for name in ('model.safetensors', 'model.safetensors.index.json')):
+        raise FileNotFoundError(f'{path} holds no model.safetensors: give a run folder or a checkpoint folder.')
     return path
 
 # %% ../nbs/08_model.ipynb #9fa1fc85
@@ -371,7 +377,8 @@ def newest_checkpoint(
     "The newest checkpoint of all runs."
     pointers = sorted(Path(runs).glob('*/checkpoints/latest'), key=lambda p: p.stat().st_mtime)
     if not pointers: raise FileNotFoundError(
-        f'There is no run with a checkpoint in {runs}/: train one with python -m piny.train_ddp, or name one with --checkpoint.')
+        f'There is no run with a checkpoint in {runs}/: '
+        'train one with python -m piny.train_ddp, or name one with --checkpoint.')
     return find_checkpoint(pointers[-1])
 
 # %% ../nbs/08_model.ipynb #0cec4da7

@@ -95,21 +95,21 @@ pet: puppy | kitten | dog | cat
 where: in the mud | in the sand | on the dusty path | in the snow
 place: behind the shed | under the big tree | by the garden gate | behind the bushes
 ---
-[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a [shiny|small|new] {color} {toy}.
-But [one day|one morning|after lunch], the {toy} was gone! {A} looked [under the bed|behind the door|in the toy box],
-but {he A} could not find it. {A} was very [sad|worried|upset].
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} loved
+to play with a [shiny|small|new] {color} {toy}. But [one day|one morning|after lunch], the {toy} was gone! {A} looked
+[under the bed|behind the door|in the toy box], but {he A} could not find it. {A} was very [sad|worried|upset].
 
-"What is wrong, {A}?" asked {his A} friend {B}.
+"What is wrong, {A}?" asked {B}.
 
-"I lost my {toy}," said {A}.
+"I lost the {toy}, {B}," said {A}.
 
-"[Don't worry|Don't cry|Cheer up]. Let's look for a clue," said {B}.
+"[Don't worry|Don't cry|Cheer up], {A}. Let's look for a clue," said {B}.
 
-Outside, {B} saw paw prints {where}. {A} and {B} followed the prints [across the yard|past the house|along the fence]
-and looked {place}. There sat a [brown|white|black] {pet} with the {color} {toy}! It only wanted to play.
+Outside, {A} and {B} saw paw prints {where}. {A} and {B} followed the prints and looked {place}. There sat a
+[brown|white|black] {pet} with the {color} {toy}! It only wanted to play.
 
-{A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was happy again. Then {A}, {B}, and the {pet}
-played [all day|until dinner|for a long time].
+Then {A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was happy again, and {A} and {B} played
+with the {pet} [all day|until dinner|for a long time].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #f5d067ef
@@ -121,21 +121,22 @@ thing / use / used: wagon / pull the wagon / pulled the wagon | scooter / ride t
     | shovel / dig with the shovel / dug with the shovel
 place: in the shed | in the garage | in the old barn | by the back door
 ---
-[One sunny day|One morning|One afternoon], {A} and {B} found {a color} {thing} {place}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} found
+{a color} {thing} {place}.
 
 "I want to {use}!" [said|cried|shouted] {A}.
 
-"No, I saw it first!" [said|cried|shouted] {B}.
+"No, {A}, I saw it first!" [said|cried|shouted] {B}.
 
-{A} pulled and {B} pulled. [Bump|Thump|Plop]! They both fell down. Now {A} was [angry|mad|cross], and {B} began to
-cry.
+So {A} pulled and {B} pulled. [Bump|Thump|Plop]! {A} and {B} both fell down. Now {A} was [angry|mad|cross], and {B}
+began to cry.
 
-{A} [looked at|saw] {his A} crying friend and felt [sorry|bad]. "I am sorry, {B}," said {A}. "You can {use} first."
+Then {A} saw {his A} crying friend and felt [sorry|bad]. "I am sorry, {B}," said {A}. "You can {use} first."
 
-{B} [stopped crying|wiped {his B} eyes|dried {his B} tears]. "Thank you, {A}. Then it will be your turn," {he B} said.
+At once, {B} [stopped crying|wiped {his B} eyes|dried {his B} tears]. "[Thank you|Thanks], {A}," said {B}.
 
-First {B} {used}. Then {A} {used}. [Soon|In no time], {A} and {B} were laughing. "[Sharing is fun|It is good to
-share|It is more fun to share]!" said {B}. After that, they [always|gladly] shared the {color} {thing}.
+First {B} {used}. Then {A} {used}. [Soon|In no time|At last], {A} and {B} were laughing. "[Sharing is fun|It is good
+to share|It is more fun to share], {A}!" said {B}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #f43e3b13
@@ -145,20 +146,21 @@ animal / part / food / go / went: bird / wing / seeds / fly / flew | dove / wing
     | squirrel / leg / nuts / jump / jumped | mouse / foot / cheese / run / ran
 near / place: in the woods / the woods | in the park / the park | by the lake / the lake | in the meadow / the meadow
 ---
-[One day|One morning|One cool day], {A} and {B} were walking {near}. [Under a bush|Behind a rock|In the tall grass],
-{A} saw a little {animal}. It was [shaking|scared|cold].
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} went
+for a walk {near}. [Under a bush|Behind a rock|In the tall grass], {A} saw a little {animal}. It was
+[shaking|scared|cold].
 
 "[Oh no|Look], {B}! Its {part} is hurt!" said {A}.
 
-"[Let's help it|We must help it|We can help]," said {B}.
+"[Let's help it|We must help it|We can help], {A}," said {B}.
 
-{B} [gently|carefully] put a [soft|clean] cloth around the {part}. {A} took the {animal} home in a [box|basket]. Every
-day, {A} gave it {food}, and {B} gave it [fresh|cool] water.
+Then {B} [gently|carefully] put a [soft|clean] cloth around the {part}, and {A} took the {animal} home in a
+[box|basket]. Every day, {A} gave it {food}, and {B} gave it [fresh|cool] water.
 
 [After a week|A week later|Soon], the {part} was better. "Look, {A}! It can {go} again!" [cried|cheered|shouted] {B}.
 
-{A} and {B} took the {animal} back to {place}. It {went} [away|off], but first it looked back [once|one more time].
-"It is saying thank you," said {A}. {A} and {B} felt [happy|proud|glad], because they had helped.
+So {A} and {B} took the {animal} back to {place}. It {went} [away|off], but first it looked back [once|one more time].
+{A} and {B} felt [happy|proud|glad], because they had helped.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #73a5f0fa
@@ -170,15 +172,15 @@ parent: dad | grandpa | uncle | mom | aunt
 tool / used: ladder / climbed the ladder and lifted the kite down | rake / pulled the kite down with the rake
     | long pole / pushed the kite down with the pole
 ---
-It was a [windy|bright and windy|cool and windy] day. {A} and {B} played with {a color} kite {near}. {A} held the
-string and ran, and the kite went up, up, up.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
+played with {a color} kite {near}. {A} held the string, and the kite went up, up, up.
 
 Then [a big wind came|the wind blew hard|a strong wind blew]. {A} let go of the string, and the kite got stuck in {a
 tree} tree. {A} jumped, but {he A} could not reach it. {A} was [sad|upset|close to tears].
 
-"[Don't worry|Wait here|I can help]. My {parent} has a {tool}," said {B}.
+"[Don't worry|Wait here|I can help], {A}. My {parent} has a {tool}," said {B}.
 
-{B} ran home [quickly|fast] and came back with {his B} {parent}, who {used}.
+So {B} ran home [quickly|fast] and came back with {his B} {parent}, who {used}.
 
 "[You saved my kite|My kite is safe]! Thank you, {B}!" said {A}.
 
@@ -197,21 +199,20 @@ plan / idea / did / best: have a picnic in the park / have our picnic right here
     | see the big parade / make our own parade / took two pots and marched around the room / parade
     | sail on the lake / make our own boat / sat in a big box and sailed across the room / boat
 ---
-{A} and {B} wanted to {plan}. They [talked about|thought about|waited for] it all week. But on
-[Saturday|Sunday|Friday], the sky was full of [dark|gray|black|heavy] clouds. [Drip, drip, drip|Drip, drop|Plip,
-plop]! It began to rain.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
+wanted to {plan}. They [talked about|thought about|waited for] it all week. But on [Saturday|Sunday|Friday], the sky
+was full of [dark|gray|black|heavy] clouds. [Drip, drip, drip|Drip, drop|Plip, plop]! It began to rain.
 
-{A} looked out of the window. "[Oh no|How sad], now we can't {plan}," {he A} said. {A} felt [sad|very sad|like
-crying].
+[Sadly|With a sigh], {A} looked out of the window. "[Oh no|How sad], {B}, now we can't {plan}," said {A}. {A} felt
+[sad|very sad|like crying].
 
-{B} [sat down to think|thought for a while|thought hard|closed {his B} eyes to think]. "I have an idea, {A}!" said
+But {B} [sat down to think|thought for a while|thought hard|closed {his B} eyes to think]. "I have an idea, {A}!" said
 {B}. "We can {idea}."
 
-So {A} and {B} {did}. They laughed [and laughed|so hard|a lot]. {A} forgot about the rain.
+So {A} and {B} {did}. {A} and {B} laughed [and laughed|so hard|a lot], and {A} forgot about the rain.
 
-[At last|After a while|In the evening|Before dinner], the rain stopped. "That was the best {best} ever," said {A}.
-
-"[Rain can be fun|A rainy day can be fun|We don't need the sun]," said {B}, and they both [smiled|giggled].
+[At last|After a while|In the evening|Before dinner], the rain stopped. "That was the best {best} ever, {B}," said
+{A}, and {A} and {B} both [smiled|giggled].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #9990245d
@@ -225,22 +226,24 @@ skill / tip / failed / did: ride a bike / look ahead and push hard / fell into t
     | ski / bend your knees and look ahead / fell into the deep snow / skied all the way down the hill
     | walk on stilts / look ahead and take small steps / fell into the soft grass / walked all the way to the gate
 ---
-{A} wanted to learn to {skill}. {His A} [best|good|dear] friend {B} knew how. "[Will|Can|Could] you teach me, {B}?"
-asked {A}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
+[played every day|always played together]. {B} knew how to {skill}, but {A} did not.
 
-"[Yes, I will|Of course|Sure]," said {B}. "You must {tip}."
+"[Will|Can|Could] you teach me, {B}?" asked {A}.
 
-{A} was a little [scared|afraid|worried]. On the first try, {A} {failed}. "I can't do it," said {A}. {He A} [wanted to
-stop|felt very sad|wanted to give up].
+"[Yes, I will|Of course|Sure], {A}," said {B}. "You must {tip}."
 
-"I could not do it at first," said {B}. "[Try again|Let's try again|Don't give up]. I will [help you|stay with you|be
-right here]."
+[On the first try|The first time|At first], {A} {failed}. "I can't do it, {B}," said {A}. {He A} [wanted to stop|felt
+very sad|wanted to give up].
+
+"I could not do it at first, {A}," said {B}. "[Try again|Let's try again|Don't give up]. I will [help you|stay with
+you|be right here]."
 
 So {A} tried again the next day, and the next. [At last|In the end|After a week], {A} {did}!
 
-"You did it!" [cheered|shouted|cried] {B} and [clapped|jumped up and down|danced].
+"You did it, {A}!" [cheered|shouted|cried] {B} and [clapped|jumped up and down|danced].
 
-{A} was so [proud|happy|glad]. "I did it because you helped me," {he A} said. "Thank you, {B}."
+Now {A} was so [proud|happy|glad]. "Thank you for your help, {B}," said {A}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #4413adcb
@@ -254,20 +257,21 @@ mistake / taste / why / right: put in a cup of salt / too salty / put in salt, n
     | put in hot pepper / too hot to eat / put in pepper, not cinnamon / a spoon of cinnamon
     | put in lemon juice / too sour / put in lemon juice, not milk / a cup of milk
 ---
-{A} and {B} wanted to bake {some} for {A}'s {person}. They [mixed|stirred] flour and eggs in a [big|deep|clean] bowl.
-But {A} was [talking|singing|laughing] and did not look. {He A} {mistake}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
+wanted to bake {some} for {A}'s {person}. {A} and {B} [mixed|stirred] flour and eggs in a [big|deep|clean] bowl. But
+{A} was [talking|singing|laughing] and did not look. {He A} {mistake}.
 
-When the baking was done, {B} took a [small|big|tiny] bite. "[Yuck|Oh no|Ugh]! {They} {taste}!" said {B}.
+When the baking was done, {B} took a [small|big|tiny] bite. "[Yuck|Oh no|Ugh], {A}! {They} {taste}!" said {B}.
 
-"I {why}," said {A}. {He A} felt [bad|sad|sorry].
+"I {why}, {B}," said {A}. {He A} felt [bad|sad|sorry].
 
-"[Everyone makes mistakes|We all make mistakes|That can happen]," said {B}. "Let's try again."
+"[Everyone makes mistakes|We all make mistakes|That can happen], {A}," said {B}. "Let's try again."
 
 This time, {A} [was careful|looked twice|took care] and put in {right}. Soon the kitchen smelled
 [sweet|good|wonderful].
 
-{A}'s {person} took a bite and smiled. "{This} the best {treat} [I have ever had|in the world|of all]!" {A} felt
-proud. Only {A} and {B} knew about the first {treat}, and they [laughed|smiled|giggled] about {it}.
+Then {A}'s {person} took a bite and smiled. "{This} the best {treat} [I have ever had|in the world|of all]!" {A} and
+{B} felt proud of {it}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #b730d18b
@@ -276,20 +280,22 @@ pet / treat: rabbit / a carrot | hamster / some seeds | turtle / some lettuce | 
     | goat / some hay | pony / an apple | kitten / some fish
 fun: circus | fair | puppet show | swimming pool
 ---
-{B} was going [to the sea|to the city|on a trip] for [two|three|four] days. "Will you feed my {pet}, {A}?" asked {B}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
+[lived next door|lived on the same street]. One day, {B} was going [to the sea|to the city|on a trip] for
+[two|three|four] days. "Will you feed my {pet}, {A}?" asked {B}.
 
-"[Yes, I promise|I promise|Of course, I promise]," said {A}.
+"[Yes, I promise|I promise|Of course, I promise], {B}," said {A}.
 
 The next day, some children [came|ran|walked] by. "Come to the {fun} with us, {A}!" they [called|shouted|said].
 
-{A} wanted to go [so much|very much]. But the {pet} was hungry. "I can't come," said {A}. "I made a promise to {B}."
-So {A} [went|ran|walked] to {B}'s house and gave the {pet} {treat}.
+Now {A} wanted to go [so much|very much]. But the {pet} was hungry. "I can't come," said {A}. "I made a promise to
+{B}." So {A} [went|ran|walked] to {B}'s house and gave the {pet} {treat}.
 
 When {B} came home, {his B} {pet} was [happy|fine|well]. "You kept your promise, {A}!" said {B}.
 
-"I [could not go to|missed] the {fun}, but your {pet} was never hungry," said {A}.
+"But I [could not go to|missed] the {fun}, {B}," said {A}.
 
-"Then [let's go now|I will take you there]," said {B}. So {A} and {B} went to the {fun} together. {A} was
+"Then [let's go now|I will take you there], {A}," said {B}. So {A} and {B} went to the {fun} together, and {A} was
 [glad|proud|happy] that {he A} had kept {his A} promise.
 ''')
 

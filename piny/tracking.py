@@ -40,6 +40,7 @@ def plot_runs(
     reference: float | None = None,  # a loss to draw as a line, nats a token
 ):  # a matplotlib Figure
     "Loss over tokens of one run or several, in one figure."
+    import matplotlib.pyplot                      # which also lets a notebook show figures
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout='constrained', dpi=120)
     ax = figure.add_subplot()
@@ -108,7 +109,7 @@ class Tracker:
     def close(self):
         "Ends the log; W&B gets what it has not had yet."
         self.file.close()
-        self._to_wandb(lambda run: run.finish(quiet=True))
+        self._to_wandb(lambda run: run.finish())
 
     def _to_wandb(self, action):
         if self.wandb is None: return

@@ -20,6 +20,7 @@ def worker(
     payload: str,  # a file that `launch` has written
 ):
     "What a started process does: train by a configuration, or call a function."
+    sys.stdout.reconfigure(line_buffering=True)                        # lines of several processes shall not mix
     if payload.endswith('.json'):
         job = json.loads(Path(payload).read_text(encoding='utf-8'))
         sys.exit(guarded(lambda: train(config_from_dict(job['config']), job['resume'])))
@@ -64,7 +65,7 @@ def start_workers(
     threads = os.environ.get('OMP_NUM_THREADS')
     os.environ['OMP_NUM_THREADS'] = threads or str(max(1, len(os.sched_getaffinity(0)) // nproc_per_node))
     try:
-        with kept_signals(): elastic_launch(settings, sys.executable)('-u', '-c', f'from piny.train_ddp import worker; worker({str(payload)!r})')
+        with kept_signals(): elastic_launch(settings, sys.executable)('-c', f'from piny.train_ddp import worker; worker({str(payload)!r})')
     finally:
         if threads is None: del os.environ['OMP_NUM_THREADS']
 

@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import piny
-from .checkpoint import load_trainer, save_checkpoint, write_text
+from .checkpoint import load_trainer, save_checkpoint
 from .dataset import Tokens, batch, count_windows, prepare, token_stories
 from .evaluation import ratios, score_stories
 from .model import ModelConfig, Piny, find_checkpoint
 from .optimizer import build_optimizers, learning_rate
 from .sampling import stream
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, write_file
 from .tracking import Tracker, plot_runs
 
 # %% ../nbs/14_training.ipynb #b2987dc3
@@ -261,7 +261,7 @@ def open_run(
         lock = filelock.FileLock(run/'.lock')
         try: stack.enter_context(lock.acquire(timeout=0))
         except filelock.Timeout: raise ValueError(f'Another process is training in {run}; wait for it, or choose another --out') from None
-        write_text(run/'run.json', json.dumps(describe_run(config, data, world.size), indent=2) + '\n')
+        write_file(run/'run.json', json.dumps(describe_run(config, data, world.size), indent=2).encode() + b'\n')
     if world.size > 1: dist.barrier()
     return run
 
@@ -289,7 +289,7 @@ def tell(
     path = run/'samples.md'
     old = path.read_text(encoding='utf-8') if path.is_file() else ''
     kept = [part for part in re.split(r'^(?=## Step \d+$)', old, flags=re.M) if part and int(part.split()[2]) < step]
-    write_text(path, ''.join(kept) + f'## Step {step}\n\n{story}\n\n')
+    write_file(path, f'{"".join(kept)}## Step {step}\n\n{story}\n\n'.encode())
     return story
 
 # %% ../nbs/14_training.ipynb #ed05d97e
@@ -336,6 +336,9 @@ def train(
 
         torch.manual_seed(config.seed)
         model = Piny.from_pretrained(start) if start else Piny(config.model)
+        if config.init_from and not resume:
+            model.config = dataclasses.replace(model.config, context=config.seq_len)
+            model.make_tables()
         config.model = model.config
         model.to(device, torch.float64 if config.dtype == 'float64' else torch.float32)
         optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.beta1, config.beta2, config.weight_decay)
