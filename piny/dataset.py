@@ -6,7 +6,7 @@
 __all__ = ['SEPARATOR', 'HUB', 'READERS', 'FORMAT', 'HEADER', 'storybook_options', 'text_file_stories', 'decode_utf8',
            'json_lines_stories', 'hub_stories', 'source_files', 'clean', 'read_stories', 'write_shard', 'open_shard',
            'write_shards', 'Tokens', 'token_stories', 'cache_folder', 'source_key', 'prepare', 'make_data',
-           'first_bytes', 'mix', 'permute', 'windows', 'count_windows', 'batch']
+           'first_bytes', 'mix', 'permute', 'windows', 'window_starts', 'batch', 'story_numbers']
 
 # %% ../nbs/03_dataset.ipynb #57f759a1
 import hashlib, itertools, json, os, tempfile, zlib
@@ -360,24 +360,44 @@ def windows(
     return found
 
 # %% ../nbs/03_dataset.ipynb #8b35e1ec
-def count_windows(
+def window_starts(
     tokens: Tokens,  # one split
     seq_len: int,  # tokens in a window
-) -> int:
-    "How many windows a split is cut into."
-    if len(tokens) <= seq_len:
+    packing: str = 'stream',  # `stream`: one window after the other; `stories`: each begins where a story begins
+    bos_id: int = 1,  # begins a story
+):  # a range or an array of places
+    "Where the windows of a split begin; each has `seq_len` tokens and one more."
+    last = len(tokens) - seq_len - 1
+    if last < 0:
         raise ValueError(f'The data hold {len(tokens):,} tokens, fewer than one window of {seq_len} and the token after it; '
                          'give more text or a smaller --seq_len')
-    return (len(tokens) - 1) // seq_len
+    if packing == 'stream': return range(0, last + 1, seq_len)
+    offsets = [0, *tokens.ends[:-1].tolist()]
+    stories = np.concatenate([np.flatnonzero(shard == bos_id) + offset for shard, offset in zip(tokens.shards, offsets)])
+    starts, place = [], 0
+    while place <= last:
+        starts.append(place)
+        cut = int(stories[np.searchsorted(stories, place + seq_len, side='right') - 1])   # the last story that begins in this window
+        place = cut if cut > place else place + seq_len
+    return np.array(starts)
 
-# %% ../nbs/03_dataset.ipynb #1237e8dc
+# %% ../nbs/03_dataset.ipynb #1cebb9b3
 def batch(
     tokens: Tokens,  # the training split
+    starts,  # of `window_starts`
     numbers: Iterable[int],  # which windows of the run, counted from its start
     seq_len: int,  # tokens in a window
     seed: int,  # the run's
 ) -> tuple:  # input ids and target ids, each (B, T) int64
     "The run's `numbers`-th windows as inputs and targets, which are the inputs moved on by one."
-    which = windows(numbers, count_windows(tokens, seq_len), seed)
-    rows = torch.from_numpy(np.stack([tokens.read(int(w) * seq_len, seq_len + 1) for w in which]).astype(np.int64))
+    which = windows(numbers, len(starts), seed)
+    rows = torch.from_numpy(np.stack([tokens.read(int(starts[w]), seq_len + 1) for w in which]).astype(np.int64))
     return rows[:, :-1], rows[:, 1:]
+
+# %% ../nbs/03_dataset.ipynb #9f32ad69
+def story_numbers(
+    ids: torch.Tensor,  # (B, T) token ids
+    bos_id: int = 1,  # begins a story
+) -> torch.Tensor:  # (B, T), counting the stories of each row
+    "Which story of its row each token belongs to."
+    return (ids == bos_id).cumsum(1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LLAMA_NAMES', 'ModelConfig', 'check_config', 'Block', 'init_weights', 'Piny', 'make_tables', 'check_inputs',
-           'flops_per_token', 'new_cache', 'to_llama', 'from_llama', 'write_whole', 'save_folder', 'read_json',
-           'read_tensors', 'load_folder', 'find_checkpoint', 'newest_checkpoint', 'load_checkpoint']
+           'flops_per_token', 'new_cache', 'to_llama', 'from_llama', 'save_folder', 'read_json', 'read_tensors',
+           'load_folder', 'find_checkpoint', 'newest_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/08_model.ipynb #0905e9a1
 import json, math, os
@@ -22,7 +22,7 @@ from .attention import Attention, KVCache, attention_mask
 from .rmsnorm import RMSNorm
 from .rope import rope_tables
 from .swiglu import SwiGLU
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, write_file
 
 # %% ../nbs/08_model.ipynb #485e4908
 @dataclass(frozen=True)
@@ -128,8 +128,9 @@ class Piny(nn.Module):
         return self.norm(x)
 
     def logits(self, states):
-        "Scores of each token of the vocabulary, in float32: (…, D) to (…, V)."
-        return F.linear(states, (self.lm_head or self.embed_tokens).weight).float()
+        "Scores of each token of the vocabulary, in float32 or wider: (…, D) to (…, V)."
+        scores = F.linear(states, (self.lm_head or self.embed_tokens).weight)
+        return scores if scores.dtype == torch.float64 else scores.float()
 
     def forward(
         self,
@@ -273,37 +274,22 @@ def from_llama(
     if shape['head_dim'] == shape['dim'] / shape['n_heads']: shape['head_dim'] = None
     return ModelConfig(**shape)
 
-# %% ../nbs/08_model.ipynb #f9cb8a66
-def write_whole(
-    path: str | Path,  # the file
-    data: bytes,  # all that it shall hold
-) -> None:
-    "Write a file so that its name never stands for half of it."
-    path = Path(path)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(unfinished, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally: unfinished.unlink(missing_ok=True)
-
 # %% ../nbs/08_model.ipynb #66d2d694
 def save_folder(
     model: Piny,  # the model
     folder: str | Path,  # made where there is none
 ) -> None:
-    "Write model.safetensors (float32, Hugging Face's names), generation_config.json and config.json, in this order."
+    "Write model.safetensors (float32 or wider, Hugging Face's names), generation_config.json and config.json, in this order."
     folder, tensors = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensor in model.state_dict().items():
         name = '.'.join(part for part in name.split('.') if part not in ('_orig_mod', 'module'))  # torch.compile, DDP
-        tensors[name if name.startswith('lm_head') else f'model.{name}'] = tensor.detach().float().cpu().contiguous()
-    write_whole(folder/'model.safetensors', safetensors.torch.save(tensors, metadata=dict(format='pt')))
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        tensors[name if name.startswith('lm_head') else f'model.{name}'] = tensor.detach().to('cpu', wide).contiguous()
+    write_file(folder/'model.safetensors', safetensors.torch.save(tensors, metadata=dict(format='pt')))
     generation = dict(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     for name, content in {'generation_config.json': generation, 'config.json': to_llama(model.config)}.items():
-        write_whole(folder/name, (json.dumps(content, indent=2) + '\n').encode())
+        write_file(folder/name, (json.dumps(content, indent=2) + '\n').encode())
 
 # %% ../nbs/08_model.ipynb #6baef81c
 def read_json(

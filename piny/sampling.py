@@ -58,8 +58,7 @@ def next_tokens(
     seeds: list | None = None,  # one a story; `None`: each time other stories
     eos_id: int = 2,  # ends a story
 ) -> Iterator[list]:  # for each step the new token of each story, `None` where it has ended
-    "Tells stories side by side, one token each a step."
-    check(model, prompts, max_new_tokens, temperature, top_k, top_p)
+    "Tells stories side by side, one token each a step; `stream` and `generate` have checked the settings."
     device, lengths = next(model.parameters()).device, [len(p) for p in prompts]
     limits = [min(n + (max_new_tokens or model.config.context), model.config.context) for n in lengths]
     generators = [torch.Generator().manual_seed(s) if seeds else torch.Generator() for s in seeds or prompts]
@@ -68,7 +67,8 @@ def next_tokens(
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True).to(device)
     ragged = min(lengths) < max(lengths)
     positions = torch.arange(ids.shape[1], device=device).expand_as(ids) if ragged else None
-    logits = model(ids, cache=cache, positions=positions)[range(len(prompts)), [n - 1 for n in lengths]]
+    states = model.states(ids, cache, positions)
+    logits = model.logits(states[range(len(prompts)), [n - 1 for n in lengths]])
     alive = [True] * len(prompts)
     while True:
         uniform = torch.cat([torch.rand(1, generator=g) for g in generators]).to(device)
@@ -105,6 +105,7 @@ def stream(
 ) -> Iterator[str]:  # pieces of text, the prompt first
     "Tells a story as it is made."
     ids = tokenizer.encode(prompt, bos=True)
+    check(model, [ids], max_new_tokens, temperature, top_k, top_p)      # here, before the first piece is given out
     rows = next_tokens(model, [ids], max_new_tokens, temperature, top_k, top_p, None if seed is None else [seed], tokenizer.eos_id)
     def all_ids():
         yield from ids
@@ -126,6 +127,7 @@ def generate(
     "Tells stories side by side."
     prompts = [prompts] if isinstance(prompts, str) else prompts
     rows = [tokenizer.encode(prompt, bos=True) for prompt in prompts for _ in range(n)]
+    check(model, rows, max_new_tokens, temperature, top_k, top_p)
     seeds = None if seed is None else list(range(seed, seed + len(rows)))
     found = [list(ids) for ids in rows]
     for new in next_tokens(model, rows, max_new_tokens, temperature, top_k, top_p, seeds, tokenizer.eos_id):

@@ -90,26 +90,28 @@ BOOK = {}
 
 BOOK['lost toy'] = read_plot('''
 color: red | blue | green | yellow | orange | purple
-toy: ball | car | boat | truck | train | plane
+toy / kind: ball / ball | car / toy car | boat / toy boat | truck / toy truck | train / toy train
+    | plane / toy plane
 pet: puppy | kitten | dog | cat
 where: in the mud | in the sand | on the dusty path | in the snow
 place: behind the shed | under the big tree | by the garden gate | behind the bushes
 ---
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} loved
-to play with a [shiny|small|new] {color} {toy}. But [one day|one morning|after lunch], the {toy} was gone! {A} looked
-[under the bed|behind the door|in the toy box], but {he A} could not find it. {A} was very [sad|worried|upset].
+to play with their [shiny|small|new] {color} {kind}. But [one day|one morning|one day after lunch], the {toy} was gone!
+{A} looked [under the bed|behind the door|in the toy box], but {he A} could not find it. {A} was very
+[sad|worried|upset].
 
 "What is wrong, {A}?" asked {B}.
 
-"I lost the {toy}, {B}," said {A}.
+"I can't find our {toy}, {B}," said {A}.
 
-"[Don't worry|Don't cry|Cheer up], {A}. Let's look for a clue," said {B}.
+"[Don't worry|Don't be sad|Cheer up], {A}. Let's look for a clue," said {B}.
 
 Outside, {A} and {B} saw paw prints {where}. {A} and {B} followed the prints and looked {place}. There sat a
 [brown|white|black] {pet} with the {color} {toy}! It only wanted to play.
 
-Then {A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was happy again, and {A} and {B} played
-with the {pet} [all day|until dinner|for a long time].
+Then {A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was happy again, and {A} and {B} played with
+the {pet} [until dinner|for a long time|for the rest of the day].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #f5d067ef
@@ -119,14 +121,14 @@ thing / use / used: wagon / pull the wagon / pulled the wagon | scooter / ride t
     | kite / fly the kite / flew the kite | drum / play the drum / played the drum
     | ball / kick the ball / kicked the ball | horn / blow the horn / blew the horn
     | shovel / dig with the shovel / dug with the shovel
-place: in the shed | in the garage | in the old barn | by the back door
+place: behind the shed | next to the garage | near the old barn | by the back door
 ---
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} found
 {a color} {thing} {place}.
 
 "I want to {use}!" [said|cried|shouted] {A}.
 
-"No, {A}, I saw it first!" [said|cried|shouted] {B}.
+"No, {A}! I saw it first!" [said|cried|shouted] {B}.
 
 So {A} pulled and {B} pulled. [Bump|Thump|Plop]! {A} and {B} both fell down. Now {A} was [angry|mad|cross], and {B}
 began to cry.
@@ -135,32 +137,32 @@ Then {A} saw {his A} crying friend and felt [sorry|bad]. "I am sorry, {B}," said
 
 At once, {B} [stopped crying|wiped {his B} eyes|dried {his B} tears]. "[Thank you|Thanks], {A}," said {B}.
 
-First {B} {used}. Then {A} {used}. [Soon|In no time|At last], {A} and {B} were laughing. "[Sharing is fun|It is good
-to share|It is more fun to share], {A}!" said {B}.
+First {B} {used}. Then {A} {used}. [Soon|In no time|Before long], {A} and {B} were laughing. "[Sharing is fun|It is
+good to share|It is more fun to share], {A}!" said {B}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #f43e3b13
 BOOK['hurt animal'] = read_plot('''
 animal / part / food / go / went: bird / wing / seeds / fly / flew | dove / wing / corn / fly / flew
     | crow / wing / berries / fly / flew | rabbit / foot / carrots / hop / hopped | fox / paw / fish / run / ran
-    | squirrel / leg / nuts / jump / jumped | mouse / foot / cheese / run / ran
+    | squirrel / leg / nuts / jump / hopped | mouse / foot / cheese / run / ran
 near / place: in the woods / the woods | in the park / the park | by the lake / the lake | in the meadow / the meadow
 ---
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} went
 for a walk {near}. [Under a bush|Behind a rock|In the tall grass], {A} saw a little {animal}. It was
-[shaking|scared|cold].
+[shaking|scared|cold and alone].
 
 "[Oh no|Look], {B}! Its {part} is hurt!" said {A}.
 
 "[Let's help it|We must help it|We can help], {A}," said {B}.
 
-Then {B} [gently|carefully] put a [soft|clean] cloth around the {part}, and {A} took the {animal} home in a
-[box|basket]. Every day, {A} gave it {food}, and {B} gave it [fresh|cool] water.
+Then {B} [gently|carefully] put {his B} [soft|warm] scarf around the {animal}, and {A} ran home for a [box|basket]. {A}
+and {B} took the {animal} home in it. Every day, {A} gave it {food}, and {B} gave it [fresh|cool] water.
 
 [After a week|A week later|Soon], the {part} was better. "Look, {A}! It can {go} again!" [cried|cheered|shouted] {B}.
 
-So {A} and {B} took the {animal} back to {place}. It {went} [away|off], but first it looked back [once|one more time].
-{A} and {B} felt [happy|proud|glad], because they had helped.
+So {A} and {B} took the {animal} back to {place}. Before it {went} [away|off], it looked back [once|at its friends].
+{A} and {B} felt [happy|proud|glad] because they had helped.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #73a5f0fa
@@ -172,8 +174,8 @@ parent: dad | grandpa | uncle | mom | aunt
 tool / used: ladder / climbed the ladder and lifted the kite down | rake / pulled the kite down with the rake
     | long pole / pushed the kite down with the pole
 ---
-[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
-played with {a color} kite {near}. {A} held the string, and the kite went up, up, up.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} played
+with {A}'s {color} kite {near}. {A} held the string, and the kite went up, up, up.
 
 Then [a big wind came|the wind blew hard|a strong wind blew]. {A} let go of the string, and the kite got stuck in {a
 tree} tree. {A} jumped, but {he A} could not reach it. {A} was [sad|upset|close to tears].
@@ -185,41 +187,41 @@ So {B} ran home [quickly|fast] and came back with {his B} {parent}, who {used}.
 "[You saved my kite|My kite is safe]! Thank you, {B}!" said {A}.
 
 Now {A} and {B} held the string together. The {color} kite flew high, and [it did not get away|nobody let go|it stayed
-up all day]. {A} was [happy|glad] again.
+up until dinner]. {A} was [happy|glad] again.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #1e94ab6e
 BOOK['rainy day'] = read_plot('''
 plan / idea / did / best: have a picnic in the park / have our picnic right here
-        / put a blanket on the floor and ate all the sandwiches / picnic
-    | go to the zoo / make our own zoo / put all the toy animals in a row and roared like lions / zoo
-    | go to the beach / make a beach right here / put a blue blanket on the floor and swam on it like fish / beach
-    | ride on a train / make our own train / put the chairs in a row and rode to the moon / train
-    | sleep in a tent / make a tent right here / put a sheet over the table and sat under it / tent
+        / put a blanket on the floor and ate their sandwiches on it / picnic
+    | go to the zoo / make our own zoo / put their toy animals in a row and roared like lions / zoo
+    | go to the beach / make a beach right here / put a blue blanket on the floor and pretended to swim / beach
+    | fly kites on the hill / make paper kites right here / made two paper kites and ran around with them / kite day
+    | play in a tent outside / make a tent right here / put a sheet over the table and played under it / tent
     | see the big parade / make our own parade / took two pots and marched around the room / parade
-    | sail on the lake / make our own boat / sat in a big box and sailed across the room / boat
+    | sail on the lake / make our own boat / made a boat out of a big box and pretended to sail / boat
 ---
-[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
-wanted to {plan}. They [talked about|thought about|waited for] it all week. But on [Saturday|Sunday|Friday], the sky
-was full of [dark|gray|black|heavy] clouds. [Drip, drip, drip|Drip, drop|Plip, plop]! It began to rain.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} wanted
+to {plan} on [Saturday|Sunday|Friday]. They [talked about it|thought about it|looked forward to it] all week. But that
+day, the sky was full of [dark|gray|black|heavy] clouds. [Drip, drip, drip|Drip, drop|Plip, plop]! It began to rain.
 
-[Sadly|With a sigh], {A} looked out of the window. "[Oh no|How sad], {B}, now we can't {plan}," said {A}. {A} felt
+[Sadly|With a sigh], {A} looked out of the window. "Oh [no|dear], {B}! Now we can't {plan}," said {A}. {A} felt
 [sad|very sad|like crying].
 
 But {B} [sat down to think|thought for a while|thought hard|closed {his B} eyes to think]. "I have an idea, {A}!" said
 {B}. "We can {idea}."
 
-So {A} and {B} {did}. {A} and {B} laughed [and laughed|so hard|a lot], and {A} forgot about the rain.
+So {A} and {B} {did}. {A} and {B} laughed [and laughed until|so hard that|so much that] {A} forgot about the rain.
 
-[At last|After a while|In the evening|Before dinner], the rain stopped. "That was the best {best} ever, {B}," said
-{A}, and {A} and {B} both [smiled|giggled].
+[Later|After a while|In the evening|Before dinner], the rain stopped. "That was the best {best} ever, {B}," said {A},
+and {A} and {B} both [smiled|giggled].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #9990245d
 BOOK['learning'] = read_plot('''
 skill / tip / failed / did: ride a bike / look ahead and push hard / fell into the soft grass
         / rode the bike all the way to the gate
-    | swim / kick your legs and breathe / swallowed a lot of water / swam all the way across the pool
+    | swim / kick your legs and stay calm / swallowed a lot of water / swam all the way across the pool
     | skate / bend your knees and go slowly / slipped and fell on the ice / skated all the way around the pond
     | jump rope / jump when the rope comes down / tripped over the rope / jumped ten times in a row
     | catch a ball / watch the ball and use both hands / dropped the ball / caught the ball ten times in a row
@@ -241,25 +243,25 @@ you|be right here]."
 
 So {A} tried again the next day, and the next. [At last|In the end|After a week], {A} {did}!
 
-"You did it, {A}!" [cheered|shouted|cried] {B} and [clapped|jumped up and down|danced].
+"You did it, {A}!" [cheered|shouted|cried] {B}, [clapping|smiling|waving both arms].
 
-Now {A} was so [proud|happy|glad]. "Thank you for your help, {B}," said {A}.
+Now {A} was very [proud|happy|glad]. "Thank you for your help, {B}," said {A}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #4413adcb
 BOOK['baking'] = read_plot('''
-treat / some / it / they / this: cake / a cake / it / it is / this is | pie / a pie / it / it is / this is
-    | cookies / some cookies / them / they are / these are | muffins / some muffins / them / they are / these are
-    | buns / some buns / them / they are / these are | tarts / some tarts / them / they are / these are
+treat / some / they / this: cake / a cake / it is / this is | pie / a pie / it is / this is
+    | cookies / some cookies / they are / these are | muffins / some muffins / they are / these are
+    | buns / some buns / they are / these are | tarts / some tarts / they are / these are
 person: mom | dad | grandma | grandpa | aunt | uncle
-mistake / taste / why / right: put in a cup of salt / too salty / put in salt, not sugar / a cup of sugar
+mistake / taste / why / right: put in salt instead of sugar / too salty / took the wrong jar / a cup of sugar
     | left out the sugar / not sweet at all / forgot the sugar / a cup of sugar
-    | put in hot pepper / too hot to eat / put in pepper, not cinnamon / a spoon of cinnamon
-    | put in lemon juice / too sour / put in lemon juice, not milk / a cup of milk
+    | put in pepper instead of cinnamon / too hot to eat / took the wrong jar / a spoon of cinnamon
+    | put in lemon juice instead of milk / too sour / took the wrong bottle / a cup of milk
 ---
-[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
-wanted to bake {some} for {A}'s {person}. {A} and {B} [mixed|stirred] flour and eggs in a [big|deep|clean] bowl. But
-{A} was [talking|singing|laughing] and did not look. {He A} {mistake}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} wanted
+to bake {some} for {A}'s {person}. {A} and {B} [mixed|stirred] flour and eggs in a [big|deep|clean] bowl. But {A} was
+[talking|singing|laughing] and was not careful. {He A} {mistake}.
 
 When the baking was done, {B} took a [small|big|tiny] bite. "[Yuck|Oh no|Ugh], {A}! {They} {taste}!" said {B}.
 
@@ -271,65 +273,67 @@ This time, {A} [was careful|looked twice|took care] and put in {right}. Soon the
 [sweet|good|wonderful].
 
 Then {A}'s {person} took a bite and smiled. "{This} the best {treat} [I have ever had|in the world|of all]!" {A} and
-{B} felt proud of {it}.
+{B} felt proud.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #b730d18b
 BOOK['promise'] = read_plot('''
 pet / treat: rabbit / a carrot | hamster / some seeds | turtle / some lettuce | parrot / some nuts
-    | goat / some hay | pony / an apple | kitten / some fish
+    | guinea pig / some hay | puppy / a bone | kitten / some fish
 fun: circus | fair | puppet show | swimming pool
 ---
-[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B}
-[lived next door|lived on the same street]. One day, {B} was going [to the sea|to the city|on a trip] for
-[two|three|four] days. "Will you feed my {pet}, {A}?" asked {B}.
+[Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} lived
+[next door to each other|on the same street]. One day, {B} said, "I am going [to the sea|to the city|on a trip]
+tomorrow, {A}. Will you feed my {pet} at noon and stay with it?"
 
-"[Yes, I promise|I promise|Of course, I promise], {B}," said {A}.
+"[Yes, I promise|I promise|Of course. I promise], {B}," said {A}.
 
-The next day, some children [came|ran|walked] by. "Come to the {fun} with us, {A}!" they [called|shouted|said].
+The next day at noon, some children [came|ran|walked] by. "We are going to the {fun} now. Come with us, {A}!" they
+[called|shouted|said].
 
-Now {A} wanted to go [so much|very much]. But the {pet} was hungry. "I can't come," said {A}. "I made a promise to
-{B}." So {A} [went|ran|walked] to {B}'s house and gave the {pet} {treat}.
+{A} [wanted very much|really wanted] to go. But the {pet} was [hungry|all alone]. "I can't come," said {A}. "I made a
+promise to {B}." So {A} [went|ran|walked] to {B}'s house, gave the {pet} {treat}, and stayed with it.
 
-When {B} came home, {his B} {pet} was [happy|fine|well]. "You kept your promise, {A}!" said {B}.
+In the evening, {B} came home, and the {pet} was [happy|fine|well]. "You kept your promise, {A}!" said {B}.
 
-"But I [could not go to|missed] the {fun}, {B}," said {A}.
+"But I could not go to the {fun}, {B}," said {A}.
 
-"Then [let's go now|I will take you there], {A}," said {B}. So {A} and {B} went to the {fun} together, and {A} was
-[glad|proud|happy] that {he A} had kept {his A} promise.
+"Then [let's go there|we will go there] tomorrow, {A}," said {B}. So the next day, {A} and {B} went to the {fun}
+together, and {A} was [glad|proud|happy] that {he A} had kept {his A} promise.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #929741b4
 BOOK['brave rescue'] = read_plot('''
-animal / cry: kitten / meow | puppy / whine | lamb / bleat | piglet / squeal | duckling / peep
+animal / cry / mother: kitten / meow / cat | puppy / whine / dog | lamb / bleat / sheep | piglet / squeal / pig
+    | duckling / peep / duck
 hole: dry well | deep hole | old pit
 light: lamp | lantern | flashlight
 coat: coat | jacket | sweater
 ---
-[Long ago|Once upon a time|Not long ago], {A} and {B} lived near a farm [at the edge of a forest|beside a wide
-river|on top of a green hill]. {A} was a small {boy A}, and {he A} was [afraid of the dark|scared of dark places].
+[Long ago|Once upon a time|Not long ago], {A} and {B} lived near a farm [at the edge of a forest|beside a wide river|on
+top of a green hill]. {A} was a small {boy A}, and {he A} was [afraid of the dark|scared of dark places].
 
-At sunset, they heard a [faint|weak|sad] {cry} behind the barn. "Did you hear that?" [whispered|asked] {B}. They
-followed the sound to {a hole}. Far below, a tiny {animal} [shivered|trembled] in the dark. Its mother [ran|walked]
-around and could not help.
+One evening at sunset, they heard a [faint|weak|sad] {cry} behind the barn. "Did you hear that?" [whispered|asked] {B}.
+They followed the sound to {a hole}. A [worried|frightened] {mother} [ran|walked] around it but could not help.
 
-"It must have fallen in," said {A}. "It will [freeze|get too cold] down there!"
+"Her {animal} must have fallen in," said {A}. "It will [freeze|get too cold] down there!"
 
-{B} [raced|hurried|rushed] to the farmhouse and brought the farmer, a rope, and a {light}. But the {hole} was [too
-narrow|not wide enough] for the farmer, and {B} was too tall.
+{B} [raced|hurried|rushed] to the farmhouse and came back with the farmer, a rope, and a {light}. But the {hole} was
+[too narrow|not wide enough] for the farmer, and {B} was too big.
 
 [Everyone was quiet.|Nobody spoke.] Then {A} took a deep breath. "I am small enough. I will go," {he A} said, but {his
 A} [knees shook|hands shook|heart beat fast].
 
 The farmer tied the rope around {A}, and {B} gave {him A} the {light}. "I will talk to you all the way," {B} promised.
 
-Down and down went {A}. It was [damp|cold] and [silent|gloomy], but {he A} could hear {B}'s voice. At the bottom, {he
-A} tucked the {animal} into {his A} {coat}. "You are safe now," {he A} [whispered|told it]. Then the farmer and {B}
-pulled [with all their strength|as hard as they could] until {A} was out. The {animal} ran to its mother.
+Down and down went {A}. It was [damp|cold] and [dark|gloomy], but {he A} could hear {B}'s voice. At the bottom, the
+light fell on a tiny {animal} that [shivered|trembled]. {A} tucked it into {his A} {coat}. "You are safe now," {he A}
+[whispered|told it]. Then the farmer and {B} pulled [with all their strength|as hard as they could] until {A} was out.
+The {animal} ran to its mother.
 
 "You are the bravest {boy A} I know!" said the farmer.
 
-"I was [still|really] scared," {A} [admitted|answered].
+"I was [very|really] scared," {A} [admitted|answered].
 
 "[But you went anyway|But you did it anyway]," said {B}. "That is what brave means."
 ''')
@@ -344,11 +348,11 @@ seed / crop / shared: pumpkin / a fat orange pumpkin / cooked a big pot of soup 
     | bean / a vine full of long beans / filled three baskets and shared them with the neighbors
 giver / who: an old gardener / the gardener | a teacher / the teacher | a kind neighbor / the neighbor
     | the baker / the baker
-corner: in a sunny corner of the garden | beside the stone wall | by the wooden fence | next to the garden path
+corner: in the sunniest corner of the garden | beside the stone wall | by the wooden fence | next to the garden path
 water: pond | stream | pump
 ---
-[In the spring|Early in spring|One spring morning], {giver} gave {A} and {B} a single {seed} seed. "[Treat it
-well|Take good care of it|Be kind to it], and it will surprise you," said {who}.
+[In the spring|Early in spring|One spring morning], {giver} gave {A} and {B} a single {seed} seed. "[Treat it well|Take
+good care of it|Be kind to it], and it will surprise you," said {who}.
 
 {A} and {B} planted the seed {corner}. {A} pressed the [soft|dark|moist] soil down, and {B} [poured|sprinkled] water
 over it.
@@ -358,15 +362,15 @@ Every morning, {A} hurried outside to look. There was [only dirt|nothing but soi
 
 "What are you doing?" asked {B}.
 
-"I want to dig it up and see if it is [broken|dead|asleep]," [grumbled|sighed|said] {A}.
+"I want to dig up the seed and see if it is [broken|dead|asleep]," [grumbled|sighed|said] {A}.
 
 "Stop, please!" said {B}. "A seed can't grow in your hand. It needs [the earth|dark soil], and it needs time."
 
 {A} [frowned|groaned] but put the shovel away. [Two|Three|Four] days later, a tiny green leaf stood in the sunlight.
 "It's alive!" {A} [yelled|cried|exclaimed]. "I am so glad you stopped me, {B}."
 
-But the summer was hot, and no rain fell. The leaves began to [droop|wilt|hang down]. "It is thirsty," said {B}. So
-every evening, {A} and {B} carried [heavy|full] buckets from the {water}. Their arms ached, but [slowly|little by
+But the summer was hot, and no rain fell. The leaves began to [droop|wilt|hang down]. "Our plant is thirsty," said {B}.
+So every evening, {A} and {B} carried [heavy|full] buckets from the {water}. Their arms ached, but [slowly|little by
 little|day by day], the leaves [recovered|stood up again].
 
 At the end of the summer, there was {crop} {corner}. {A} and {B} {shared}.
@@ -379,14 +383,14 @@ At the end of the summer, there was {crop} {corner}. {A} and {B} {shared}.
 BOOK['strange noise'] = read_plot('''
 kind: mouse | rabbit | hedgehog | squirrel | chipmunk | badger
 pal: frog | mole | duck | beaver | otter | toad
-weather / sound / source / fix: windy / tap, tap, tap / a thin branch that knocked on the window
+weather / sound / source / fix: windy / tap, tap, tap / a thin branch knocking on the window
         / tied the branch back with a piece of string
-    | windy / bang, bang, bang / a loose shutter that hit the wall / fastened the shutter with a hook
-    | windy / creak, creak, creak / the garden gate that swung in the wind / closed the gate with a strong rope
-    | windy / clink, clink, clink / an empty can that rolled over the stones / put the can in the trash
-    | windy / rustle, rustle, rustle / an old newspaper that was caught in the bushes
+    | windy / bang, bang, bang / a loose shutter hitting the wall / fastened the shutter with a hook
+    | windy / creak, creak, creak / the garden gate swinging in the wind / closed the gate with a strong rope
+    | windy / clink, clink, clink / an empty can rolling over the stones / put the can in the trash
+    | windy / rustle, rustle, rustle / an old newspaper caught in the bushes
         / pulled the newspaper out of the bushes
-    | rainy / plop, plop, plop / a drainpipe that dripped into a tin bucket / put a thick sponge into the bucket
+    | rainy / plop, plop, plop / a drainpipe dripping into a tin bucket / put a thick sponge into the bucket
 monster: dragon | ghost | giant | monster | witch
 treat: soup | cocoa | tea | cider
 weapon: wooden spoon | broom | frying pan | rolling pin | umbrella
@@ -403,8 +407,8 @@ They were almost asleep when they heard it. {Sound}!
 "Maybe it is {a monster}," said {B}, and {he B} [hid under the pillow|pulled the blanket over {his B} head]. "Maybe it
 [wants to come in|is looking for us|is angry with us]."
 
-{A} was [frightened|afraid], too. But then {he A} began to think. "If we don't look, we will lie awake all night,"
-said {A}. "If we look together, we will be only half as scared."
+{A} was [frightened|afraid], too. But then {he A} began to think. "If we don't look, we will lie awake all night," said
+{A}. "If we look together, we will be only half as scared."
 
 So {A} lit the lantern, and {B} took {a weapon}. They crept to the door [step by step|very slowly|without a sound] and
 opened it [a crack|a tiny bit]. {Sound}! {A} held up the lantern. There was no {monster} at all. There was only
@@ -412,10 +416,10 @@ opened it [a crack|a tiny bit]. {Sound}! {A} held up the lantern. There was no {
 
 {B} [blinked|stared] and then burst out laughing. "And I was ready to [fight|chase] it with {a weapon}!" {he B} said.
 
-{A} and {B} {fix}. The noise stopped. Back inside, they [felt calm and safe|were very relieved], and each of them
-drank another cup of {treat}.
+{A} and {B} {fix}. The noise stopped. Back inside, they [felt calm and safe|were very relieved], and each of them drank
+another cup of {treat}.
 
-"Next time, we will look first and [shake|worry] later," said {B}. {A} [grinned|nodded|yawned], and soon both friends
+"Next time, we will look first and [tremble|worry] later," said {B}. {A} [grinned|nodded|yawned], and soon both friends
 slept [soundly|peacefully].
 ''')
 
@@ -429,11 +433,11 @@ spot: on the shelf | on the table | on the windowsill | on the piano
 pet: cat | kitten | dog | puppy
 hide: behind the sofa | under a cushion | behind the curtain | in a drawer
 ---
-{A} was playing at {B}'s house. {Spot} stood {a color} {item} with {decor} on it. {B} loved it because {his B} {maker}
-had made it. "Please don't throw the ball in here," said {B}, and {he B} went to [get some juice|cut an apple|pour
-some milk].
+{A} was playing with a ball at {B}'s house. {Spot} stood {a color} {item} with {decor} on it. {B} loved it because {his
+B} {maker} had made it. "Please don't throw the ball in here," said {B}, and {he B} went to [get some juice|cut an
+apple|pour some milk].
 
-{A} tried to [wait|sit still], but the ball was [so bouncy|so light]. {He A} threw it just once. Crash! The {item}
+"One [little|small] throw can't hurt," {A} [whispered|said softly]. {He A} threw the ball [up|high]. Crash! The {item}
 fell down and broke into [three|four|five] pieces.
 
 {A}'s heart [sank|pounded]. "{B} will never [speak to|play with] me again," {he A} thought. [Quickly|At once], {he A}
@@ -443,20 +447,20 @@ hid the ball {hide}.
 
 "I don't know," {A} [mumbled|muttered].
 
-Then {B} noticed the {pet}. "Bad {pet}, you knocked it over!" {B} [scolded|shouted]. "Out you go!" The {pet} [hung its
-head and walked|lowered its ears and crept] outside.
+Then {B} noticed {his B} {pet} beside the pieces. "Bad {pet}! You knocked it over!" {B} [scolded|shouted]. "Out you
+go!" The {pet} [hung its head and walked|lowered its ears and crept] outside.
 
-The {pet} had done nothing wrong, and {A} felt [terrible|awful]. When it scratched at the door, {he A} could not
-[stand|bear] it any longer.
+The {pet} had done nothing wrong, and {A} felt [terrible|awful]. When it scratched at the door, {he A} could not [stay
+quiet|keep silent] any longer.
 
 "It was me," said {A} in a [small|shaky] voice. "I threw the ball. I lied because I was afraid. I am sorry, {B}."
 
 {B} was silent for a [while|moment]. "I am sad about the {item}," {he B} said. "But I am glad you [told me the
 truth|were honest with me]."
 
-They let the {pet} in and gave it a [big hug|tasty treat]. Together, they glued the pieces [carefully|with care]. The
-{item} had [thin|fine] cracks now, but it was still [beautiful|lovely]. "Every crack [tells|reminds] me that I have a
-[brave|true] friend," said {B}.
+{B} let the {pet} in, said sorry, and gave it a [big hug|tasty treat]. {A} and {B} [carefully|patiently] glued the
+pieces together. The {item} had [thin|fine] cracks now, but it was still [beautiful|lovely]. "Every crack
+[tells|reminds] me that I have a [brave|true] friend," said {B}.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #fc50c678

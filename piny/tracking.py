@@ -40,10 +40,9 @@ def plot_runs(
     reference: float | None = None,  # a loss to draw as a line, nats a token
 ):  # a matplotlib Figure
     "Loss over tokens of one run or several, in one figure."
-    import matplotlib.pyplot                      # which also lets a notebook show figures
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, 3.6), layout='constrained', dpi=120)
-    ax = figure.add_subplot()
+    import matplotlib.pyplot as plt
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout='constrained', dpi=120)
+    plt.close(figure)                             # it is returned, and so shown once
     for i, run in enumerate(runs):
         lines, name = read_metrics(run), Path(run).resolve().name
         for key, style in ('train_loss', dict(alpha=0.4, linewidth=1)), ('val_loss', dict(marker='o', markersize=4)):

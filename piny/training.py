@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import piny
 from .checkpoint import load_trainer, save_checkpoint
-from .dataset import Tokens, batch, count_windows, prepare, token_stories
+from .dataset import Tokens, batch, prepare, story_numbers, token_stories, window_starts
 from .evaluation import ratios, score_stories
-from .model import ModelConfig, Piny, find_checkpoint
+from .model import ModelConfig, Piny, find_checkpoint, make_tables
 from .optimizer import build_optimizers, learning_rate
 from .sampling import stream
 from .tokenizer import Tokenizer, write_file
@@ -37,6 +37,7 @@ class TrainConfig:
     data: str = 'tinystories'  # storybook, tinystories, or a path
     model: ModelConfig = field(default_factory=ModelConfig)  # the architecture
     seq_len: int = 512  # tokens in a window
+    packing: str = 'stream'  # stream: windows end to end; stories: from a story's beginning, attention inside each story
     tokens_per_step: int = 262_144  # tokens in the batch of one step, over all processes
     micro_batch: int | None = None  # windows a process computes at once; None: chosen for the device
     max_steps: int = 10_300  # where the run stops
@@ -64,8 +65,8 @@ class TrainConfig:
 # %% ../nbs/14_training.ipynb #871e6c87
 PRESETS = {
     'demo': dict(data='storybook:stories=6000,plots=8,names=24', vocab_size=1024, dim=128, hidden_dim=352, n_layers=4, n_heads=4,
-                 n_kv_heads=2, seq_len=256, tokens_per_step=4096, max_steps=280, decay_steps=280, warmup_steps=10, optimizer='muon',
-                 learning_rate=8e-3, eval_every=28, save_every=140, eval_stories=48),
+                 n_kv_heads=2, init_std=0.06, seq_len=384, packing='stories', tokens_per_step=2304, max_steps=300, decay_steps=300,
+                 warmup_steps=10, optimizer='muon', learning_rate=8e-3, eval_every=30, eval_stories=48, save_every=150),
     'mini': dict(vocab_size=4096, dim=320, hidden_dim=864, n_layers=5, n_heads=10, n_kv_heads=2, seq_len=512, tokens_per_step=8192,
                  max_steps=6000, decay_steps=6000, warmup_steps=50, optimizer='muon', learning_rate=3e-3, eval_every=250, save_every=250),
     'piny': dict(),
@@ -105,7 +106,7 @@ def check(
         if (value := getattr(config, name)) < 1: raise ValueError(f'--{name} is {value}; expected 1 or more')
     for name in ('learning_rate', 'weight_decay', 'clip', 'warmup_steps', 'seed', 'final_ratio'):
         if not (value := getattr(config, name)) >= 0: raise ValueError(f'--{name} is {value}; expected 0 or more')
-    choices = dict(optimizer=('adamw', 'muon'), device=('auto', 'cpu', 'cuda', 'mps'),
+    choices = dict(optimizer=('adamw', 'muon'), packing=('stream', 'stories'), device=('auto', 'cpu', 'cuda', 'mps'),
                    dtype=('auto', 'float32', 'bfloat16', 'float64'), compile=('auto', 'on', 'off'))
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed: raise ValueError(f'--{name} is {value!r}; expected one of: {", ".join(allowed)}')
@@ -232,7 +233,7 @@ def ready(
     config: TrainConfig,
     resume: str | Path | None,  # a checkpoint folder
     n_processes: int,
-) -> tuple:  # data folder, tokenizer, training tokens, validation stories, the checkpoint to start from
+) -> tuple:  # data folder, tokenizer, training tokens and windows, validation stories, the checkpoint to start from
     "All that a run needs before its processes meet; refuses what cannot work."
     if config.out and not resume and Path(config.out).exists() and any(Path(config.out).iterdir()):
         raise ValueError(f'{config.out} is there already; go on with --resume {config.out}, or choose another --out')
@@ -241,9 +242,9 @@ def ready(
     data = prepare(config.data, config.model.vocab_size, Tokenizer.from_pretrained(start) if config.init_from else None)
     tokenizer = Tokenizer.from_pretrained(data/'tokenizer')
     tokens = Tokens(data, 'train', tokenizer.fingerprint)
-    count_windows(tokens, config.seq_len)
+    starts = window_starts(tokens, config.seq_len, config.packing, tokenizer.bos_id)
     stories = list(token_stories(Tokens(data, 'validation', tokenizer.fingerprint), tokenizer, config.eval_stories))
-    return data, tokenizer, tokens, stories, start
+    return data, tokenizer, tokens, starts, stories, start
 
 # %% ../nbs/14_training.ipynb #e7ea522e
 def open_run(
@@ -311,7 +312,7 @@ def maybe_compile(
     if config.compile == 'off' or config.compile == 'auto' and not (sys.platform == 'linux' and device.type == 'cuda'): return model
     try:
         compiled, ids = torch.compile(model), torch.zeros(micro, config.seq_len, dtype=torch.long, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config, device)): loss = compiled(ids, ids)
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config, device)): loss = compiled(ids, ids, doc_ids=ids if config.packing == 'stories' else None)
         loss.backward()
         model.zero_grad(set_to_none=True)
         return compiled
@@ -326,7 +327,7 @@ def train(
     resume: str | Path | None = None,  # a checkpoint folder, of `resume_config`
 ) -> Path:  # the run folder
     "Trains; every process of a run calls this."
-    data, tokenizer, tokens, stories, start = ready(config, resume, int(os.environ.get('WORLD_SIZE', 1)))
+    data, tokenizer, tokens, starts, stories, start = ready(config, resume, int(os.environ.get('WORLD_SIZE', 1)))
     stopping, story = False, None
 
     with process_group(config.device) as world, stop_flag() as stop, contextlib.ExitStack() as stack:
@@ -335,12 +336,13 @@ def train(
         rows = micro * accumulations * world.size            # windows a step, over all processes
 
         torch.manual_seed(config.seed)
-        model = Piny.from_pretrained(start) if start else Piny(config.model)
+        kind = torch.float64 if config.dtype == 'float64' else torch.float32
+        model = Piny.from_pretrained(start, dtype=kind) if start else Piny(config.model)
         if config.init_from and not resume:
             model.config = dataclasses.replace(model.config, context=config.seq_len)
-            model.make_tables()
+            make_tables(model)
         config.model = model.config
-        model.to(device, torch.float64 if config.dtype == 'float64' else torch.float32)
+        model.to(device, kind)
         optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.beta1, config.beta2, config.weight_decay)
         state = load_trainer(resume, model, optimizers) if resume else dict(step=0, best_loss=None, wandb_id=None, data=data_identity(data))
         if state['data'] != data_identity(data): raise ValueError(f'The data of {config.out} have changed since it was saved; put them back, or start a new run')
@@ -351,7 +353,8 @@ def train(
             state['wandb_id'] = tracker.wandb_id
 
         forward = maybe_compile(model, config, device, micro)
-        if world.size > 1: forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == 'cuda' else None)
+        if world.size > 1:
+            forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False)
         bar = stack.enter_context(tqdm(total=config.max_steps, initial=state['step'], unit='step', disable=not main, dynamic_ncols=True))
         clock = time.perf_counter()
 
@@ -359,13 +362,13 @@ def train(
             rate = learning_rate(step, config.learning_rate, config.warmup_steps, config.decay_steps, config.final_ratio)
             for group in (group for o in optimizers for group in o.param_groups): group['lr'] = rate
 
-            loss = torch.zeros((), device=device)
+            loss = torch.zeros((), device=device, dtype=kind)
             for i in range(accumulations):
                 first = step * rows + (i * world.size + world.rank) * micro
-                ids, targets = (t.to(device) for t in batch(tokens, range(first, first + micro), config.seq_len, config.seed))
+                ids, targets = (t.to(device) for t in batch(tokens, starts, range(first, first + micro), config.seq_len, config.seed))
                 with contextlib.nullcontext() if world.size == 1 or i == accumulations - 1 else forward.no_sync():
                     with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config, device)):
-                        part = forward(ids, targets) / accumulations
+                        part = forward(ids, targets, doc_ids=story_numbers(ids) if config.packing == 'stories' else None) / accumulations
                     part.backward()
                 loss = loss + part.detach()
 
