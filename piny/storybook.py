@@ -288,18 +288,18 @@ tomorrow, {A}. Will you feed my {pet} at noon and stay with it?"
 
 "[Yes, I promise|I promise|Of course. I promise], {B}," said {A}.
 
-The next day at noon, some children [came|ran|walked] by. "We are going to the {fun} now. Come with us, {A}!" they
+The next day at noon, some children [came|ran|walked] by. "Come to the {fun} with us now, {A}!" they
 [called|shouted|said].
 
-{A} [wanted very much|really wanted] to go. But the {pet} was [hungry|all alone]. "I can't come," said {A}. "I made a
-promise to {B}." So {A} [went|ran|walked] to {B}'s house, gave the {pet} {treat}, and stayed with it.
+{A} [wanted very much|really wanted] to go. But the {pet} was [hungry|all alone]. "I can't. I made a promise to {B},"
+said {A}. So {A} [went|ran|walked] to {B}'s house, gave the {pet} {treat}, and stayed with it.
 
-In the evening, {B} came home, and the {pet} was [happy|fine|well]. "You kept your promise, {A}!" said {B}.
+When {B} came home, the {pet} was [happy|fine|well]. "You kept your promise, {A}!" said {B}.
 
 "But I could not go to the {fun}, {B}," said {A}.
 
-"Then [let's go there|we will go there] tomorrow, {A}," said {B}. So the next day, {A} and {B} went to the {fun}
-together, and {A} was [glad|proud|happy] that {he A} had kept {his A} promise.
+"Then [let's go there|we will go there] tomorrow, {A}," said {B}. The next day, {A} and {B} went there together, and
+{A} was [glad|proud|happy] that {he A} had kept {his A} promise.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #929741b4
@@ -437,7 +437,7 @@ hide: behind the sofa | under a cushion | behind the curtain | in a drawer
 B} {maker} had made it. "Please don't throw the ball in here," said {B}, and {he B} went to [get some juice|cut an
 apple|pour some milk].
 
-"One [little|small] throw can't hurt," {A} [whispered|said softly]. {He A} threw the ball [up|high]. Crash! The {item}
+"One [little|small] throw can't hurt," {A} [whispered|said softly]. {He A} threw the ball [high|hard]. Crash! The {item}
 fell down and broke into [three|four|five] pieces.
 
 {A}'s heart [sank|pounded]. "{B} will never [speak to|play with] me again," {he A} thought. [Quickly|At once], {he A}
