@@ -145,7 +145,8 @@ def site(_):
     faults = []
     for command in (['render', '--strict', '--quiet'], ['check']):
         done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', *command, '_proc'], capture_output=True, text=True)
-        if done.returncode: faults.append(f'smalldocs {command[0]}: {(done.stdout + done.stderr).strip()}')
+        said = [line for line in (done.stdout + done.stderr).splitlines() if 'output-file is not read' not in line and 'thing(s) to look at' not in line]
+        if done.returncode: faults += [f'smalldocs {command[0]}: {line}' for line in said]
     shutil.rmtree('_docs', ignore_errors=True)
     shutil.move('_proc/_site', '_docs')
     for page in Path('_docs').rglob('*.html'):

@@ -6,10 +6,10 @@
 __all__ = ['SEPARATOR', 'HUB', 'READERS', 'FORMAT', 'HEADER', 'storybook_options', 'text_file_stories', 'decode_utf8',
            'json_lines_stories', 'hub_stories', 'source_files', 'clean', 'read_stories', 'write_shard', 'open_shard',
            'write_shards', 'Tokens', 'token_stories', 'cache_folder', 'source_key', 'prepare', 'make_data',
-           'first_bytes', 'mix', 'permute', 'windows', 'window_starts', 'batch', 'story_numbers']
+           'check_prepared', 'first_bytes', 'mix', 'permute', 'windows', 'window_starts', 'batch', 'story_numbers']
 
 # %% ../nbs/03_dataset.ipynb #57f759a1
-import hashlib, itertools, json, os, tempfile, zlib
+import hashlib, itertools, json, os, re, tempfile, zlib
 from pathlib import Path
 from typing import Iterable, Iterator
 
@@ -43,11 +43,11 @@ def text_file_stories(
     path: Path,  # a text file
     block: int = 1 << 20,  # bytes read at a time
 ) -> Iterator[str]:  # the stories between the separators
-    "Stories of a text file, parted by `<|endoftext|>`."
+    "Stories of a text file, separated by `<|endoftext|>`."
     rest, place = b'', 0
     with open(path, 'rb') as file:
         while chunk := file.read(block):
-            *whole, rest = (rest + chunk).split(SEPARATOR.encode())
+            *whole, rest = (rest + chunk).split(SEPARATOR.encode())    # the last piece may be cut in two: keep it for the next block
             for piece in whole:
                 yield decode_utf8(piece, path, place)
                 place += len(piece) + len(SEPARATOR)
@@ -62,7 +62,8 @@ def decode_utf8(
     "The text of `data`; a ValueError that names the place where it is not UTF-8."
     try: return data.decode('utf-8-sig' if place == 0 else 'utf-8')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is not UTF-8: byte {place + error.start} is {data[error.start]:#04x}; '
+        place += error.start + 3 * (place == 0 and data.startswith(b'\xef\xbb\xbf'))     # the codec has left out a byte order mark
+        raise ValueError(f'{path} is not UTF-8: byte {place} is {error.object[error.start]:#04x}; '
                          'save the file as UTF-8 and try again') from None
 
 # %% ../nbs/03_dataset.ipynb #1c753937
@@ -114,8 +115,10 @@ def source_files(
     files = sorted(p for p in path.iterdir() if p.suffix in READERS) if path.is_dir() else [path]
     if not files or files[0].suffix not in READERS:
         raise ValueError(f'{path} is no story file and holds none; expected files ending in {" or ".join(READERS)}')
-    train, validation = ([p for p in files if word in p.name] for word in ('train', 'valid'))
+    train, validation = ([p for p in files if re.search(f'(?<![a-z]){word}', p.name)] for word in ('train', 'valid'))
     if path.is_file() or not (train and validation): train = validation = files
+    if other := set(files) - {*train, *validation}:
+        raise ValueError(f'{min(other)} belongs to no split, though other files of that folder do; put train or valid into its name, or remove it')
     return dict(train=train, validation=validation)
 
 # %% ../nbs/03_dataset.ipynb #820c0791
@@ -134,7 +137,7 @@ def read_stories(
     name, held_out = str(source).partition(':')[0], False
     if name == 'storybook':
         o = storybook_options(str(source))
-        count = o['stories'] if split == 'train' else max(200, o['stories'] // 20)
+        count = o['stories'] if split == 'train' else max(200, o['stories'] // 20)   # enough for a steady measure
         found = storybook.stories(count, split=split, n_plots=o['plots'], n_names=o['names'])
     elif name in HUB: found = hub_stories(name, split)
     else:
@@ -143,7 +146,7 @@ def read_stories(
         found = (story for path in files[split] for story in READERS[path.suffix](path))
     cleaned = filter(None, map(clean, found))
     if not held_out: return cleaned
-    return (story for i, story in enumerate(cleaned) if (i % 100 == 0) == (split == 'validation'))
+    return (story for i, story in enumerate(cleaned) if (i % 100 == 0) == (split == 'validation'))    # 0, 100, 200 … are held out
 
 # %% ../nbs/03_dataset.ipynb #642fe232
 FORMAT, HEADER = 1, 1024
@@ -188,20 +191,21 @@ def write_shards(
     stories: Iterable[str],  # clean stories
     tokenizer: Tokenizer,  # makes the ids
     shard_tokens: int = 1 << 26,  # tokens a shard holds at least, but for the last
+    block: int = 4096,  # stories encoded at a time
 ) -> dict:  # how many stories, bytes (UTF-8) and tokens were written
     "Stories as shards of token ids."
     counts, waiting, held, n_shards = dict(stories=0, bytes=0, tokens=0), [], 0, 0
     stories = iter(stories)
     with tqdm(desc=f'{split} tokens', unit='B', unit_scale=True, delay=1, leave=False) as bar:
         while True:
-            some = list(itertools.islice(stories, 4096))
+            some = list(itertools.islice(stories, block))
             rows = tokenizer.encode_batch(some, bos=True, eos=True)
             waiting += [np.fromiter(itertools.chain.from_iterable(rows), np.uint16)]
             held += len(waiting[-1])
             n_bytes = sum(len(story.encode()) for story in some)
             for key, n in zip(counts, (len(some), n_bytes, len(waiting[-1]))): counts[key] += n
             bar.update(n_bytes)
-            if held >= shard_tokens or not some:
+            if held >= shard_tokens or not some:                      # the empty block at the end writes what is left
                 if held: write_shard(folder/f'{split}-{n_shards:05}.bin', np.concatenate(waiting), tokenizer.fingerprint)
                 waiting, held, n_shards = [], 0, n_shards + 1
             if not some: return counts
@@ -252,9 +256,9 @@ def cache_folder() -> Path:
 # %% ../nbs/03_dataset.ipynb #dc50f9bd
 def source_key(
     source: str | Path,  # as for `read_stories`
-    maker: str,  # the tokenizer's fingerprint, or the vocabulary size that it is to have
+    maker: str,  # the tokenizer's fingerprint, or how it is to be trained
 ) -> str:  # 16 hexadecimal digits
-    "A hash of everything that prepared data depend on."
+    "A hash of everything that prepared data depends on."
     digest = hashlib.sha256(f'{FORMAT} {maker} '.encode())
     name = str(source).partition(':')[0]
     if name == 'storybook':
@@ -270,13 +274,14 @@ def source_key(
 # %% ../nbs/03_dataset.ipynb #39fd18de
 def prepare(
     source: str | Path,  # as for `read_stories`, or a folder that `prepare` has made
-    vocab_size: int = 16_384,  # of the tokenizer to train, where none is given
+    vocab_size: int | None = None,  # of the tokenizer to train, where none is given; `None`: 16,384
     tokenizer: Tokenizer | None = None,  # one to use as it is
     tokenizer_bytes: int = 100_000_000,  # train the tokenizer on at most so much text, bytes
 ) -> Path:  # holds `tokenizer/`, shards of both splits and `data.json`
     "A source as token shards, made on the first call and found on the next."
-    if (Path(source)/'data.json').is_file(): return Path(source)
-    maker = tokenizer.fingerprint if tokenizer else f'vocab {vocab_size}'
+    if (Path(source)/'data.json').is_file(): return check_prepared(Path(source), vocab_size, tokenizer)
+    vocab_size = vocab_size or 16_384
+    maker = tokenizer.fingerprint if tokenizer else f'{vocab_size} pieces from {tokenizer_bytes} bytes'
     folder = cache_folder()/source_key(source, maker)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{folder}.lock'):
@@ -304,6 +309,20 @@ def make_data(
     data = dict(format=FORMAT, source=str(source), fingerprint=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size, splits=counts)
     (folder/'data.json').write_text(json.dumps(data, indent=2) + '\n')
 
+# %% ../nbs/03_dataset.ipynb #5acd34c5
+def check_prepared(
+    folder: Path,  # that `prepare` has made
+    vocab_size: int | None,  # that it has to have; `None`: any
+    tokenizer: Tokenizer | None,  # that has to have made it; `None`: any
+) -> Path:  # the same folder
+    "Refuses prepared data of another vocabulary or tokenizer."
+    data = json.loads((folder/'data.json').read_text(encoding='utf-8'))
+    if tokenizer and tokenizer.fingerprint != data['fingerprint']:
+        raise ValueError(f'{folder} was prepared with another tokenizer than the one given; prepare its source again with this one')
+    if not tokenizer and vocab_size not in (None, data['vocab_size']):
+        raise ValueError(f'{folder} was prepared with a vocabulary of {data["vocab_size"]:,}, but {vocab_size:,} was asked for; use --vocab_size {data["vocab_size"]}')
+    return folder
+
 # %% ../nbs/03_dataset.ipynb #d607bd26
 def first_bytes(
     stories: Iterable[str],
@@ -321,7 +340,7 @@ def mix(
     key: int,  # below 2**64
 ) -> np.ndarray:  # uint64
     "Scrambles 64-bit numbers (the finalizer of SplitMix64; Steele, Lea and Flood, 2014)."
-    x = (x + np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x + np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)          # wraps round at 2**64, as is meant
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -337,7 +356,7 @@ def permute(
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = mix(np.arange(4, dtype=np.uint64), int(mix(np.array([key % 2**64], dtype=np.uint64), 1)[0]))
     x = np.array(places, dtype=np.uint64)
-    todo = np.ones(x.shape, dtype=bool)
+    todo = np.ones(x.shape, dtype=bool)                              # places that are still outside
     while todo.any():
         left, right = x[todo] >> half, x[todo] & mask
         for k in keys: left, right = right, left ^ (mix(right, k) & mask)
@@ -351,7 +370,7 @@ def windows(
     n_windows: int,  # windows in an epoch
     seed: int,  # the run's
 ) -> np.ndarray:  # int64, which window of the data each is
-    "The run's `numbers`-th windows: epoch after epoch, each a new permutation of all windows."
+    "The run's windows with these numbers: epoch after epoch, each a new permutation of all windows."
     numbers = np.asarray(numbers, dtype=np.int64)
     found = np.empty_like(numbers)
     for epoch in np.unique(numbers // n_windows):
@@ -369,7 +388,7 @@ def window_starts(
     "Where the windows of a split begin; each has `seq_len` tokens and one more."
     last = len(tokens) - seq_len - 1
     if last < 0:
-        raise ValueError(f'The data hold {len(tokens):,} tokens, fewer than one window of {seq_len} and the token after it; '
+        raise ValueError(f'The data hold {len(tokens):,} tokens, fewer than one window of {seq_len:,} and the token after it; '
                          'give more text or a smaller --seq_len')
     if packing == 'stream': return range(0, last + 1, seq_len)
     offsets = [0, *tokens.ends[:-1].tolist()]
@@ -377,7 +396,7 @@ def window_starts(
     starts, place = [], 0
     while place <= last:
         starts.append(place)
-        cut = int(stories[np.searchsorted(stories, place + seq_len, side='right') - 1])   # the last story that begins in this window
+        cut = int(stories[np.searchsorted(stories, place + seq_len, side='right') - 1])   # the last story that begins up to its end
         place = cut if cut > place else place + seq_len
     return np.array(starts)
 
@@ -389,7 +408,7 @@ def batch(
     seq_len: int,  # tokens in a window
     seed: int,  # the run's
 ) -> tuple:  # input ids and target ids, each (B, T) int64
-    "The run's `numbers`-th windows as inputs and targets, which are the inputs moved on by one."
+    "The run's windows with these numbers, as inputs and as targets, which are the inputs moved on by one."
     which = windows(numbers, len(starts), seed)
     rows = torch.from_numpy(np.stack([tokens.read(int(starts[w]), seq_len + 1) for w in which]).astype(np.int64))
     return rows[:, :-1], rows[:, 1:]

@@ -177,14 +177,14 @@ tool / used: ladder / climbed the ladder and lifted the kite down | rake / pulle
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} played
 with {A}'s {color} kite {near}. {A} held the string, and the kite went up, up, up.
 
-Then [a big wind came|the wind blew hard|a strong wind blew]. {A} let go of the string, and the kite got stuck in {a
+Then [a big wind came|the wind blew hard|a strong wind blew]. The string slipped away from {A}, and the kite got stuck in {a
 tree} tree. {A} jumped, but {he A} could not reach it. {A} was [sad|upset|close to tears].
 
 "[Don't worry|Wait here|I can help], {A}. My {parent} has a {tool}," said {B}.
 
 So {B} ran home [quickly|fast] and came back with {his B} {parent}, who {used}.
 
-"[You saved my kite|My kite is safe]! Thank you, {B}!" said {A}.
+"[You saved my kite|My kite is safe]! Thank you both!" said {A}, and {B} smiled.
 
 Now {A} and {B} held the string together. The {color} kite flew high, and [it did not get away|nobody let go|it stayed
 up until dinner]. {A} was [happy|glad] again.
@@ -256,7 +256,7 @@ treat / some / they / this: cake / a cake / it is / this is | pie / a pie / it i
 person: mom | dad | grandma | grandpa | aunt | uncle
 mistake / taste / why / right: put in salt instead of sugar / too salty / took the wrong jar / a cup of sugar
     | left out the sugar / not sweet at all / forgot the sugar / a cup of sugar
-    | put in pepper instead of cinnamon / too hot to eat / took the wrong jar / a spoon of cinnamon
+    | put in pepper instead of cinnamon / too spicy to eat / took the wrong jar / a spoonful of cinnamon
     | put in lemon juice instead of milk / too sour / took the wrong bottle / a cup of milk
 ---
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} wanted
@@ -437,7 +437,7 @@ hide: behind the sofa | under a cushion | behind the curtain | in a drawer
 B} {maker} had made it. "Please don't throw the ball in here," said {B}, and {he B} went to [get some juice|cut an
 apple|pour some milk].
 
-"One [little|small] throw can't hurt," {A} [whispered|said softly]. {He A} threw the ball [high|hard]. Crash! The {item}
+"One [little|quick] throw can't hurt," {A} [whispered|said softly]. But {he A} threw the ball [too high|too hard]. Crash! The {item}
 fell down and broke into [three|four|five] pieces.
 
 {A}'s heart [sank|pounded]. "{B} will never [speak to|play with] me again," {he A} thought. [Quickly|At once], {he A}
