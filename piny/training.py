@@ -106,6 +106,7 @@ def check(
         if (value := getattr(config, name)) < 1: raise ValueError(f'--{name} is {value}; expected 1 or more')
     for name in ('learning_rate', 'weight_decay', 'clip', 'warmup_steps', 'seed', 'final_ratio'):
         if not (value := getattr(config, name)) >= 0: raise ValueError(f'--{name} is {value}; expected 0 or more')
+    if config.seed >= 2**32: raise ValueError(f'--seed is {config.seed}; expected less than 2**32')
     choices = dict(optimizer=('adamw', 'muon'), packing=('stream', 'stories'), device=('auto', 'cpu', 'cuda', 'mps'),
                    dtype=('auto', 'float32', 'bfloat16', 'float64'), compile=('auto', 'on', 'off'))
     for name, allowed in choices.items():
