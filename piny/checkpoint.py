@@ -88,17 +88,18 @@ def save_checkpoint(
 
 # %% ../nbs/12_checkpoint.ipynb #4c7002bb
 def load_trainer(
-    folder: Path,  # a checkpoint folder
+    folder: str | Path,  # a checkpoint folder
     model: Piny,  # built from this checkpoint
     optimizers: list,  # built as they were when saved
 ) -> dict:  # the `state` that was saved
     "Resumes: the optimizers and random generators are put back, the plain state is returned."
+    folder = Path(folder)
     try:
         state = json.loads((folder/'trainer'/'state.json').read_text(encoding='utf-8'))
         tensors = load_file(folder/'trainer'/'optimizer.safetensors')
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f'{folder} cannot be resumed ({error}); its weights may still start a new run with --init_from') from None
-    if state.pop('format') != FORMAT:
+    if state.pop('format', None) != FORMAT:
         raise ValueError(f'{folder} was saved in another format of trainer state than {FORMAT}; resume it with the Piny that made it')
     restore_trainer(tensors, model, optimizers)
     return state

@@ -27,6 +27,8 @@ def worker(
     import cloudpickle
     function, args = cloudpickle.loads(Path(payload).read_bytes())     # written by our own parent a moment ago
     function(*args)
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(0)                                                        # threads of torch's engine may not outlive an orderly exit
 
 # %% ../nbs/15_train_ddp.ipynb #0d4ab5a5
 def guarded(
@@ -63,7 +65,7 @@ def start_workers(
     settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=nproc_per_node, run_id=uuid.uuid4().hex, rdzv_backend='c10d',
                             rdzv_endpoint='localhost:0', max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=str(payload.parent)))
     threads = os.environ.get('OMP_NUM_THREADS')
-    os.environ['OMP_NUM_THREADS'] = threads or str(max(1, len(os.sched_getaffinity(0)) // nproc_per_node))
+    os.environ['OMP_NUM_THREADS'] = threads or str(max(1, (os.cpu_count() or 1) // nproc_per_node))
     try:
         with kept_signals(): elastic_launch(settings, sys.executable)('-c', f'from piny.train_ddp import worker; worker({str(payload)!r})')
     finally:
@@ -102,7 +104,9 @@ def field_options(
     help_texts = dict(re.findall(r'^    (\w+): [^#\n]*#\s*(.*)$', inspect.getsource(cls), re.M))
     kinds = typing.get_type_hints(cls)
     def plain(kind): return next(t for t in typing.get_args(kind) if t is not type(None)) if isinstance(kind, types.UnionType) else kind
-    def yes_no(text): return {'true': True, 'false': False}[text.lower()]
+    def yes_no(text):
+        if text.lower() not in ('true', 'false'): raise ValueError(f'{text!r} is neither true nor false')
+        return text.lower() == 'true'
     return {f.name: dict(type=yes_no if plain(kinds[f.name]) is bool else plain(kinds[f.name]), help=help_texts[f.name].replace('%', '%%'))
             for f in dataclasses.fields(cls) if f.name not in ('model', 'preset')}
 

@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'RESUMABLE', 'TrainConfig', 'make_config', 'config_from_di
            'open_run', 'validate', 'tell', 'use_bfloat16', 'maybe_compile', 'train']
 
 # %% ../nbs/14_training.ipynb #ef02ae3b
-import contextlib, dataclasses, json, os, platform, re, shlex, signal, subprocess, sys, threading, time
+import contextlib, dataclasses, json, math, os, platform, re, shlex, signal, subprocess, sys, threading, time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -290,7 +290,7 @@ def tell(
     story = ''.join(stream(model, tokenizer, config.prompt, seed=config.seed))
     path = run/'samples.md'
     old = path.read_text(encoding='utf-8') if path.is_file() else ''
-    kept = [part for part in re.split(r'^(?=## Step \d+$)', old, flags=re.M) if part and int(part.split()[2]) < step]
+    kept = [part for part in re.split(r'^(?=## Step \d+$)', old, flags=re.M) if not (m := re.match(r'## Step (\d+)$', part, re.M)) or int(m[1]) < step]
     write_file(path, f'{"".join(kept)}## Step {step}\n\n{story}\n\n'.encode())
     return story
 
@@ -355,7 +355,7 @@ def train(
 
         forward = maybe_compile(model, config, device, micro)
         if world.size > 1:
-            forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == 'cuda' else None, broadcast_buffers=False)
+            forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == 'cuda' else None)
         bar = stack.enter_context(tqdm(total=config.max_steps, initial=state['step'], unit='step', disable=not main, dynamic_ncols=True))
         clock = time.perf_counter()
 
@@ -377,6 +377,7 @@ def train(
             for optimizer in optimizers: optimizer.step(); optimizer.zero_grad(set_to_none=True)
 
             train_loss, signals = world.mean(loss.item(), stop['signal'])
+            if not math.isfinite(train_loss): raise ValueError(f'The loss became {train_loss} at step {step + 1}; lower --learning_rate')
             state['step'] = done = step + 1
             seen, stopping, last = done * config.tokens_per_step, signals > 0, done == config.max_steps
             if main:
