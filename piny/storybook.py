@@ -472,6 +472,843 @@ pieces together. The {item} had [thin|fine] cracks now, but it was still [beauti
 [tells|reminds] me that I have a [brave|true] friend," said {B}.
 ''')
 
+# %% ../nbs/01_storybook.ipynb #6678c515
+BOOK['wobbly tooth'] = read_plot('''
+food: pear | peach | apricot | pretzel | waffle | bagel
+search: shook out the tablecloth | swept the whole floor | crawled around under the table
+    | lifted every plate and saucer
+box: matchbox | thimble | walnut shell | velvet pouch | envelope | seashell
+gift: silver coin | bright penny | glittery sticker | glass marble | tiny toothbrush
+---
+For [days|weeks], {A} had a [loose|wobbly] tooth. One [afternoon|Tuesday], {A} shared {a food} with {B}. Suddenly,
+{A}'s tongue found a [gap|hole]. "My tooth is [missing|gone], {B}!" said {A}.
+
+{A} and {B} {search}, but could not find it. "Now the tooth fairy won't come," [sniffled|whimpered] {A}.
+
+{B} [peered|glanced] at {A}'s piece of the {food}. Something white [gleamed|glimmered] in it. "Here it is, {A}!" said
+{B}. "You bit the {food}, and the {food} bit back!"
+
+That night, {A} put the tooth in {a box} beside the pillow. In the morning, {a gift} lay there instead. {A} showed it
+to {B} with the [widest|proudest] grin in town.
+''')
+
+# %% ../nbs/01_storybook.ipynb #0974b24f
+BOOK['sandcastle'] = read_plot('''
+tool: plastic spade | rusty trowel | wooden scoop | tin cup
+trim: cockle shells | glossy stones | bits of green glass | oyster shells | speckled pebbles
+top: gull feather | paper flag | crab claw | driftwood twig | ribbon of kelp
+ruler: king | queen | prince | princess | wizard | mermaid | emperor
+---
+One [sunny|breezy|hazy] morning, {A} and {B} [raced|skipped] barefoot across the beach with {a tool} and two pails.
+Close to the sea, they built a [tall|proud|splendid] castle. {A} pressed {trim} into the walls, and {B} put {a top} on
+the highest tower.
+
+"This castle is for the {ruler}," said {A}. "It will stand here [forever|for a thousand years]."
+
+But the tide was rising. Whoosh! A [foamy|salty|mighty] wave rolled up the beach, and nothing was left but a
+[lump|heap|hump] of mud.
+
+"You mean old sea!" [wailed|howled|yelled] {A}, and {he A} [stamped {his A} foot|kicked the sand].
+
+{B} [fished|picked] the {top} out of the foam and looked along the shore. "Do you see that [long|wiggly|crooked] line of
+seaweed, {A}? The waves [leave|drop] it there before they turn around," {he B} said. "Let's build behind it."
+
+So {A} and {B} [lugged|hauled] pail after pail of wet sand past the seaweed. Soon a new castle stood there. {A} dug a
+moat with the {tool}.
+
+Then the [biggest|wildest] wave came [roaring|thundering|tumbling] in. {A} [grabbed|squeezed] {B}'s hand. The wave
+crawled up to the seaweed, [hissed|sizzled|fizzed], and turned around!
+
+"The sea is not mean," said {A} [in surprise|with relief]. "It only wants its half of the beach." And {B} put the {top}
+on the tower, so that the {ruler} could move in.
+''')
+
+# %% ../nbs/01_storybook.ipynb #ddf711b9
+BOOK['hiccups'] = read_plot('''
+drink: a glass of ginger ale | a bottle of sparkling water | a can of fizzy soda | a mug of root beer
+    | a tall milkshake
+first: hold your breath and count to nine | pinch your nose and hum | rub your belly and say ninety-nine
+    | blink eleven times
+second: stand on your head | say the alphabet backward | stick out your tongue | crow like a rooster
+item / did / sound: a paper bag / popped it / bang | a whistle / blew it / tweet | a rubber duck / squeezed it / squeak
+    | a bicycle bell / rang it / ding | a toy trumpet / tooted it / toot | an alarm clock / let it ring / ring
+---
+{A} [gulped|slurped] down {drink} too fast. Hic! "Oh no, {B}, I have the hiccups," [moaned|complained] {A}.
+
+"I know a [cure|remedy]," said {B}. "{First}!" {A} did. Hic! "Then {second}!" said {B}. {A} did that, too. Hic!
+
+"Nothing works!" said {A}, who was [miserable|exhausted|grumpy].
+
+So {B} [sneaked|tiptoed] away, came back with {item}, and {did} behind {A}. {Sound}! {A} [leaped|sprang] into the air.
+Then it was quiet.
+
+"They are gone! [Hooray|Hurrah]!" said {A} and hugged {B}.
+
+{B} laughed and laughed. Hic! Now {B} had the hiccups! {A} grinned [slyly|cheekily]. "{First}!"
+''')
+
+# %% ../nbs/01_storybook.ipynb #583bf452
+BOOK['farm visit'] = read_plot('''
+flock: hens | geese | turkeys | chicks
+hide: tractor | haystack | wheelbarrow | stable door | henhouse
+animal / noise: horse / neighed | pony / whinnied | donkey / brayed | goat / bleated | llama / hummed | cow / mooed
+food: oats | clover | dandelions | barley | parsley
+---
+[One fine day|Last summer|On Sunday], {A} and {B} visited a farm. {B} tossed [wheat|grain|crumbs] to the {flock}, but
+{A} hid behind the {hide}. The {animal} {noise}. It had such [long|yellow|enormous] teeth!
+
+"It is only begging for a snack, {A}," said {B}, and {he B} [handed|gave] {him A} some {food}. "[Hold|Keep] your hand as
+flat as a [plate|pancake|tabletop], and it can't nip you."
+
+{A} [gulped|shivered] and held out the {food}. [Snuffle, snuffle|Sniff, sniff]! Soft, [whiskery|velvety|damp] lips
+brushed {his A} palm. "It tickles, {B}!" [squealed|chuckled] {A}.
+
+Later, the {animal} [trotted|plodded] after {A} to the gate. "It has a new friend," said {B}.
+
+"So do I," said {A}, and {he A} [stroked|patted] its neck without any fear.
+''')
+
+# %% ../nbs/01_storybook.ipynb #18099949
+BOOK['snail race'] = read_plot('''
+animal: snail | turtle | tortoise
+where: in the damp clover | among the ferns | near the compost heap | under the rhubarb leaves
+goal: strawberry | raspberry | cherry | mushroom | radish | dandelion
+mark: striped | speckled | spotted | mossy | shabby
+---
+{A} and {B} found two {animal}s {where}. {B} laid {a goal} on the path. "Let's [race them|hold a race], {B}!" said
+{A}. "Mine has the {mark} shell. Whoever tastes the {goal} first is the [winner|champion]."
+
+{A}'s {animal} was soon ahead. "Faster! Faster!" {A} [bellowed|hollered]. The [startled|alarmed] creature pulled its
+head into its {mark} shell. Meanwhile, {B}'s {animal} [plodded|crawled] past and nibbled the {goal}.
+
+"It isn't fair!" {A} [pouted|sulked].
+
+"You frightened it, {A}," said {B}. "Try [whispering|humming]."
+
+So {A} did, as softly as a [bumblebee|breeze]. Slowly, the {animal} [peeped|peeked] out and followed the voice all the
+way. "It lost," {A} told {B} [happily|joyfully], "but it trusts me now."
+''')
+
+# %% ../nbs/01_storybook.ipynb #92e40658
+BOOK['zoo monkey'] = read_plot('''
+thing: cap | straw hat | map | scarf | bonnet | mitten | handkerchief | bracelet
+ape: monkey | chimp | baboon | gibbon | orangutan
+perch: tire swing | rocky ledge | favorite branch | hammock
+move: waved | yawned | bowed | saluted | danced | sneezed
+fruit: banana | pear | peach | mango | tangerine | apricot
+---
+{A} and {B} were at the zoo. {A} stood [too close|too near] to the bars. A [hairy|furry|skinny] arm shot out, and
+{a ape} [snatched|grabbed|swiped] {A}'s {thing}! It [climbed|scrambled] up to its {perch} and [grinned|stuck out its
+tongue].
+
+"Give it back, you [thief|robber|rascal]!" [shouted|begged] {A}, but the {ape} [chattered|screeched|cackled].
+
+"[Hush|Wait], {A}. Maybe it is a copycat," said {B}. {B} {move}, and the {ape} {move}, too. Then {B} took {a fruit} out
+of {his B} [bag|pocket|lunch box] and [tossed|threw] it to {A}. The {ape} [tilted its head|scratched its chin]. Then it
+[hurled|flung] the {thing} to {A}!
+
+"[You are so clever|What a clever trick|You are a genius], {B}!" cried {A}. {He A} [gladly|gratefully] gave {B} the
+bigger half of the {fruit}.
+''')
+
+# %% ../nbs/01_storybook.ipynb #f4919c69
+BOOK['doctor'] = read_plot('''
+ail / check: a sore throat / peeked into its mouth | an earache / looked into its ears
+    | a nasty cough / listened to its chest | a fever / felt its forehead | a stomachache / tapped its tummy
+    | an itchy rash / examined its skin
+toy: teddy bear | plush elephant | stuffed monkey | cloth donkey | woolly panda
+medicine: cherry syrup | peppermint drops | ginger tea | bitter powder
+prize: paper medal | satin ribbon | tinfoil star | cardboard crown
+---
+{A} had {ail}. "Will it [hurt|sting], {B}?" asked {A}, [fidgeting|squirming] in the doctor's waiting room.
+
+"My {toy} can go first," said {B}. "It has {ail}, too."
+
+The doctor [winked|nodded], turned to the {toy}, and {check}. "[Excellent|Splendid]! What a calm patient!"
+
+The {toy} had not even [flinched|wriggled]. So {A} [clutched|gripped] {B}'s hand and took {his A} turn. It only
+tickled!
+
+{A} swallowed {medicine} every day, and {B}'s {toy} pretended to. By [Wednesday|Thursday], both patients were
+[healthy|cheerful]. {A} gave {a prize} to the {toy}. "You showed me how," {A} said, and {B} [clapped|applauded].
+''')
+
+# %% ../nbs/01_storybook.ipynb #bb648594
+BOOK['forgotten bag'] = read_plot('''
+where: seaside | mountains | countryside | capital | lakes
+who: grandma | grandpa | aunt | uncle | godmother
+bag: backpack | suitcase | satchel | knapsack
+plush: teddy bear | rag doll | cloth elephant | knitted penguin | velvet hippo | woolly sheep
+sight: windmill | waterfall | herd of deer | ruined castle | hot-air balloon | flock of storks
+clerk: stationmaster | ticket seller | porter
+number: seven | nine | eleven | twelve
+---
+{A} and {B} were on a train to the {where} with {A}'s {who}. The wheels [rattled|clattered], and the fields flew by.
+Under the seat lay {A}'s {bag}, and in the {bag} was {A}'s {plush}. "I can't fall asleep without it," {A} told {B}.
+
+"Look, {a sight}!" cried {B}. They pressed their noses against the [window|glass] and [gazed|stared] until the train
+stopped with a [jolt|squeal|jerk].
+
+"[Quick|Hurry], this is our station!" said {A}'s {who}. They [scrambled|jumped|climbed] down to the platform. The doors
+[slid|slammed|banged] shut, a whistle [blew|shrieked], and the train rolled away.
+
+Only then did {A} turn pale. "My {bag} is still under the seat!" {he A} [sobbed|cried|screamed]. {He A}
+[sprinted|dashed|galloped] after the train, but it was far too fast.
+
+"[Running|Chasing it] won't help, {A}," said {B}. "Let's ask the {clerk}."
+
+"I can [call|telephone] the next station," said the {clerk}. "But that train has [fourteen|fifteen|twenty] cars. Which
+one were you in?"
+
+{A} [had no idea|shrugged helplessly]. But {B} [shut {his B} eyes|frowned] and remembered. "I [read|saw] the number on
+the door," {he B} said. "It was {number}!"
+
+They waited on a bench [among the pigeons|beneath the big clock]. [At last|One hour later], a train came from the other
+direction. A conductor stepped out with the {bag}. The {plush} was peeking out of it, with a ticket around its neck!
+
+"[This passenger|Your friend] has traveled farther than you," [joked|chuckled] the conductor.
+
+{A} [hugged|kissed] the {plush}, and then {he A} hugged {B}. "Your [memory is a treasure|good memory saved us]," {he A}
+said.
+''')
+
+# %% ../nbs/01_storybook.ipynb #8c83f157
+BOOK['snowman'] = read_plot('''
+hat: top hat | cowboy hat | saucepan | woolen cap | wicker basket | flowerpot
+eyes: walnuts | pebbles | buttons | acorns | bottle caps
+nose: carrot | pinecone | parsnip | corncob | crooked twig
+flower: snowdrops | crocuses | daffodils | violets | bluebells | primroses
+---
+After the [blizzard|snowfall], {A} and {B} built a [plump|jolly] snowman, with {eyes} for eyes and {a nose} for a
+nose. On its head, {A} put {a hat}. Every morning, {A} and {B} [greeted|visited] it.
+
+Then a [mild|warm] wind blew. The snowman [sagged|leaned] and [shrank|dwindled] until only a puddle and the {hat} were
+left.
+
+"Our snowman has [vanished|disappeared]!" [sobbed|wept] {A}.
+
+{B} [patted|stroked] {A}'s arm. "It turned into water, and the [soil|earth] is drinking it, {A}. Wait and see."
+
+In [March|April], {flower} [bloomed|blossomed] there. "The snowman left us a [present|bouquet], {B}!" said {A}. They
+set the {hat} beside the {flower} and [smiled|beamed]. Their friend was back.
+''')
+
+# %% ../nbs/01_storybook.ipynb #c5fab7b2
+BOOK['spilled paint'] = read_plot('''
+person: mother | father | godfather | grandma | cousin
+scene: village | harbor | valley | orchard | vineyard
+jar: mug | jar | pot
+color: crimson | violet | turquoise | scarlet | indigo | maroon
+creature / parts: elephant / a trunk and two flappy ears | camel / two humps and knobby knees
+    | dinosaur / sharp spikes and a curly tail | walrus / two tusks and a droopy mustache
+    | hippo / stubby legs and wide nostrils | peacock / a crest and a fan of feathers
+    | kangaroo / a pouch and two strong legs
+wear: crown | bow tie | party hat | striped vest | polka-dot scarf
+place: fireplace | bookcase | desk | couch
+---
+Tomorrow was the birthday of {A}'s {person}, so {A} and {B} sat down with brushes and paper. {A} painted {a scene},
+[stroke by stroke|inch by inch]. It was [nearly|almost] finished when {B} reached for a [rag|sponge|pencil]. {B}'s
+[elbow|sleeve] [bumped|knocked over] the {jar}, and {color} paint [splashed|spilled|splattered] over the picture. A
+[fat|giant|messy] blot [covered|swallowed] the middle of the {scene}.
+
+"It's ruined!" [moaned|groaned|screamed] {A}. {He A} wanted to [rip|tear|crumple] up the picture.
+
+"I'm so sorry, {A}! Please wait," said {B}. {He B} [tilted {his B} head|squinted at the blot|took a step back]. "There
+is a head, and there is a round belly. It looks like {a creature}!"
+
+{A} [sniffled|blew {his A} nose] and looked [again|closer]. Then {he A} picked up the [thinnest|finest] brush and gave
+the blot a [twinkling|merry|friendly] eye. Next {he A} added {parts}. {B} painted {a wear} for it. [Before long|In the
+end], {a color} {creature} with {a wear} was [strolling|prancing|marching] through the {scene}.
+
+The next day, {A}'s {person} [unrolled|unwrapped] the picture and laughed out loud. "I have seen [dozens|hundreds] of
+pictures, but none of them ever made me so [cheerful|jolly]!" And the picture was hung above the {place} [at once|that
+very hour].
+
+"[Next year|Next time], please spill something again," {A} whispered to {B}, and both of them [giggled|snickered].
+''')
+
+# %% ../nbs/01_storybook.ipynb #a15eeb34
+BOOK['market'] = read_plot('''
+buy: onions | leeks | potatoes | cabbages | turnips | beets
+adult: father | mother | grandmother | grandfather | aunt | uncle
+spot: fountain | clock tower | statue | town hall | church
+sight: a juggler with seven oranges | a clown on a tall unicycle | a monkey that danced to an organ
+    | a puppet with a wagging beard | a painter with a purple mustache | an acrobat on a wire
+wares / gift: cheese / a chunk of cheese | honey / a jar of honey | nuts / a bag of roasted almonds
+    | flowers / a bunch of daisies | bread / a crusty loaf | soap / a bar of lavender soap
+---
+{A} went to the [crowded|bustling] market with {B} and {B}'s {adult} to buy {buy}. "[Stay close|Keep together]," said
+{B}'s {adult}. "If you get lost, wait for us at the {spot}."
+
+They [strolled|squeezed] past one stall after another. Then {A} [spotted|noticed] {sight} and stopped to watch. When
+{A} turned around at last, {B} was gone. {A} saw nothing but strangers, [elbows|coats], and [baskets|bags].
+
+"{B}! Where are you?" shouted {A}, but [it was too noisy|nobody replied]. {His A} [chin|lip] quivered. Then {A}
+remembered the {spot}. It had to be [nearby|close], but {he A} was too [short|small] to see over the crowd.
+
+{A} took a deep breath and [marched|stepped] up to a woman who sold {wares}. "Excuse me, please. Where is the {spot}?"
+
+"[Go straight ahead|Go past the barrels] and turn [left|right]," said the woman, pointing.
+
+{A} [dashed|hurried] there and waited on the [cool|hard] steps. [Pigeons|Sparrows] hopped around {his A} shoes.
+Finally, {B} came running through the crowd, with {his B} {adult} close behind.
+
+"You are here, {A}! We were so [anxious|worried]!" [panted|puffed] {B}.
+
+"I am sorry I stopped," said {A}. "But I remembered what to do."
+
+"That was [clever|sensible] of you," said {B}'s {adult}. They bought {gift} from the woman to thank her, and all the
+way home, {A} and {B} held hands.
+''')
+
+# %% ../nbs/01_storybook.ipynb #7b9e090d
+BOOK['library book'] = read_plot('''
+topic / fact: volcanoes / why volcanoes erupt | whales / how whales sing | comets / why comets have tails
+    | spiders / how spiders spin their webs | bees / how bees make honey | pirates / where pirates buried their gold
+    | penguins / how penguins hatch their eggs
+day: Monday | Tuesday | Wednesday | Thursday | Friday
+hide: under the mattress | in the laundry basket | behind the radiator | in the wardrobe | under the carpet
+next: glaciers | submarines | deserts | jungles | lighthouses | caves
+---
+{A} had borrowed a [thick|marvelous|splendid] book about {topic} from the library. {He A} read it [at
+breakfast|outdoors|upstairs] and in bed. But on {day}, the book had to go back. {A} could not [bear|stand] to lose it,
+so {he A} hid it {hide}. "Nobody will [miss|need] it," {he A} thought.
+
+On {day}, {A} went to the library with {B}. "Is the book about {topic} here?" {B} asked the librarian
+[eagerly|hopefully]. "I have waited for it all [summer|month]."
+
+"I am afraid not," said the librarian. "It is due today, but nobody returned it."
+
+{B}'s chin [quivered|wobbled]. "I only wanted to learn {fact}," {he B} [murmured|said sadly].
+
+{A}'s cheeks [burned|turned pink]. Without a word, {he A} [dashed|raced|sprinted] home and came back [panting|gasping],
+with the book under {his A} arm.
+
+"I kept it because I [loved|liked] it too much," {A} [confessed|admitted]. "That was [selfish|unfair]. Now it is your
+turn, {B}."
+
+The librarian stamped the book for {B} and [winked|nodded] at {A}. "The same [author|writer] wrote another book," said
+the librarian and pulled it from the [highest|lowest] shelf. It was about {next}! {A} [beamed|could hardly believe it].
+
+Soon {A} and {B} sat on the [library steps|sidewalk]. {B} read about {topic}, and {A} read about {next}. "When we are
+done, we will [swap|trade]," said {A}, "and then we will give both of them back."
+''')
+
+# %% ../nbs/01_storybook.ipynb #45ea8bef
+BOOK['broken bridge'] = read_plot('''
+dish: pancakes | scones | waffles | biscuits | crepes | fritters
+jar / topping: pot of honey / honey | bottle of maple syrup / maple syrup | jar of blackberry jam / blackberry jam
+    | jar of marmalade / marmalade | tub of butter / butter | bowl of applesauce / applesauce
+cause: a flood | a fierce storm | a runaway raft | drifting ice
+beam: plank | log | board | tree trunk
+cord: rope | clothesline | cord
+---
+{A} lived on one side of the stream, and {B} lived on the other. Every [Sunday|Saturday], {B} made {dish}, {A} came
+over the little bridge with {a jar}, and they had breakfast together. But one [foggy|frosty|misty] morning, only two
+[splintered|cracked] posts were left. In the night, {cause} had smashed the bridge!
+
+"How can I [get|come] to you?" {A} called over the [rushing|foaming] water.
+
+"I don't know!" {B} called back. "The stream is too cold and too [swift|wild] for wading. And I can't eat {dish}
+without {topping}!"
+
+{A} [paced|walked] up and down and thought. Then {he A} [dragged|hauled] a long {beam} from the barn and pushed it out
+over the stream. But before it reached the other side, the far end [tipped|dipped] down. "I can't hold it up alone!"
+{A} [grunted|gasped].
+
+"Then let me help!" called {B}. "Tie something to it and throw me the other end!"
+
+{A} found {a cord} in the barn, tied it on, and threw. [Splash|Plop]! {A} threw again, and this time {B}
+[grabbed|caught] the {cord}. {A} pushed, {B} pulled, and [inch by inch|bit by bit], the {beam} slid across. Then they
+[wedged|piled] rocks against both ends, so that it could not [wobble|roll].
+
+With the {jar} in {his A} backpack, {A} crawled over to {B}.
+
+"I could never have done that alone," said {A}.
+
+"Neither could I," said {B}. "A bridge has to begin on both sides." And with {topping} on top, the {dish} tasted
+[better than ever|twice as good].
+''')
+
+# %% ../nbs/01_storybook.ipynb #2c3870d4
+BOOK['little fish'] = read_plot('''
+fish: trout | perch | carp | sunfish | catfish | salmon
+place: pier | dock | jetty | riverbank
+bait: worms | crickets | bread crusts | sweet corn | maggots
+supper: noodles | dumplings | waffles | potatoes | omelets | meatballs
+---
+{A} and {B} sat on the {place} with a fishing rod and a can of {bait}. At last, the line [jerked|twitched], and {A}
+caught a {fish}. "Let's [roast|grill|fry] it for supper!" {he A} [shouted|yelled].
+
+{B} [lowered|dropped] the {fish} into a pail of water. Round and round it swam, bumping against the [sides|rim]. "It is
+no longer than my [thumb|finger], {A}," said {B}.
+
+{A} [knelt|bent] down, and two [round|scared] eyes looked back. "Go and grow up, little {fish}," {he A} said. They
+tipped the pail, and with a [flick|swish] of its tail, the {fish} [darted|vanished] into the [reeds|deep].
+
+For supper, {A} and {B} had {supper}, and they tasted [better|nicer] than any fish.
+''')
+
+# %% ../nbs/01_storybook.ipynb #a88c35f6
+BOOK['nest'] = read_plot('''
+bird / egg: robin / blue | sparrow / speckled | wren / white | finch / pale green | titmouse / freckled
+thing / plan: rain boot / splash through the puddles | watering can / water the tulips | straw hat / pick blueberries
+    | bicycle basket / pedal to the library | backpack / hike to the waterfall | sand pail / build a sandcastle
+danger / fix: rain dripped through the porch roof / opened an umbrella above the nest
+    | a stray cat prowled around the porch / spread thorny branches on the steps
+    | a chilly gale blew across the porch / hung a quilt on the railing to stop the wind
+    | the scorching sun blazed down on the porch / hung up a bedsheet to make some shade
+---
+{A} and {B} wanted to {plan}. But when {A} reached for {his A} {thing} on the porch, there was a nest of
+[moss|twigs|straw] in it! [Three|Four|Five] {egg} eggs lay inside.
+
+"Hush," [whispered|breathed] {B}. "If we move it, the mother may never return."
+
+"But I need my {thing}!" [protested|grumbled] {A}.
+
+Just then, a {bird} [fluttered|swooped] down, [tilted|cocked] its head at {A}, and settled on the eggs. Its tiny heart
+throbbed. "All right," {A} [sighed|murmured]. "Keep it."
+
+"[You can borrow|I will lend you] my old {thing}," said {B}, "and then we can {plan}."
+
+A few days later, {danger}. "We have to [protect|save] the nest, {B}!" cried {A}. [Quickly|Carefully], {A} and {B}
+{fix}. The {bird} watched them [calmly|trustingly].
+
+[Before long|One week later], the shells cracked, and out came [naked|pink], [squeaking|cheeping] chicks with enormous
+beaks. The {bird} fed them [worms|beetles|flies]. The chicks grew feathers, flapped, and practiced. Then, one after
+another, they flew away.
+
+"Now you can have your {thing} back, {A}," said {B}.
+
+{A} looked into the empty nest and found a [downy|fluffy] feather. {He A} kept it, but {he A} left the {thing} where
+it was. "Maybe they will come again next year," {he A} said [hopefully|with a smile].
+''')
+
+# %% ../nbs/01_storybook.ipynb #d35fccce
+BOOK['hide and seek'] = read_plot('''
+count: twenty | thirty | fifty | sixty | eighty
+spot: wardrobe | broom closet | wicker trunk | linen chest | cupboard
+clothes: towels | quilts | raincoats | shawls | sheepskins
+first: under the stairs | behind the piano | beneath the bed | behind the curtains
+second: in the bathroom | in the pantry | on the balcony | in the workshop
+noise: lawn mower | tractor | grizzly bear | freight train | motorboat
+---
+{B} [counted|slowly counted] to {count} while {A} [crept|crawled|squeezed] into the {spot}. "I am coming!" called {B}.
+
+{B} searched {first} and {second}. But where was {A}? "You win, {A}! Come out!" {B} [called|shouted]. Nobody answered.
+Now {B} felt [uneasy|anxious].
+
+{He B} stood still and [pricked up {his B} ears|held {his B} breath]. Something was rumbling like {a noise}! {B}
+followed the [rumble|odd sound] to the {spot} and opened it. There lay {A} on a heap of {clothes}, fast asleep and
+[snoring|snoring away].
+
+{A} [blinked|stretched|rubbed {his A} eyes]. "Did I win, {B}?" {he A} [mumbled|asked].
+
+"You did," [giggled|chuckled] {B} in relief, "but your nose [gave you away|can't keep a secret]."
+''')
+
+# %% ../nbs/01_storybook.ipynb #065cc4c4
+BOOK['first school day'] = read_plot('''
+token: smooth pebble | brass button | lucky acorn | pink seashell | glass bead | silver thimble
+giver: grandmother | grandfather | godmother | godfather | aunt | uncle
+animal: whale | owl | zebra | camel | penguin | koala
+task: built a castle out of blocks | painted a dinosaur | shaped a crocodile out of clay
+    | sang a song about a pirate | glued paper leaves on a giant tree | learned a poem about a caterpillar
+---
+It was the first day of school, and {A}'s stomach [fluttered|ached]. At the [door|gate], {A}'s {giver}
+[slipped|pressed] {a token} into {his A} hand. "[Squeeze it|Hold it tight] when you feel afraid. There is courage in
+it."
+
+Inside, there were [dozens|hundreds] of new faces. {A} hung {his A} coat on a hook with a picture of {a animal} and
+squeezed the {token}. It helped a little.
+
+Then {A} heard a [sob|sniff]. A {boy B} sat [under the coats|on the bench], with a [pale|blotchy] face and wet cheeks.
+
+"I am {A}. Who are you?" asked {A}.
+
+"{B}," the {boy B} [whispered|mumbled]. "And I want to go home."
+
+{A} knew that feeling. {He A} [hesitated|paused], for the {token} was {his A} only treasure. Then {A} held it out.
+"Squeeze this, {B}. It is full of courage."
+
+{B} squeezed it [hard|with both hands] and took a [slow|deep] breath. "I think it works," {he B} said, almost smiling.
+
+The teacher rang a bell. {A} and {B} sat down [side by side|at the same table] and {task}. They [chatted|giggled] so
+much that the morning [flew by|seemed short].
+
+"Here is your {token}," said {B} [afterward|at the end]. "Weren't you afraid without it?"
+
+"No," said {A}, [astonished|amazed]. "How odd! I gave my courage away, and now I have more than before." And they
+skipped out of the door [arm in arm|hand in hand].
+''')
+
+# %% ../nbs/01_storybook.ipynb #b7a8f9f7
+BOOK['cardboard box'] = read_plot('''
+machine: refrigerator | washing machine | dishwasher | armchair | bathtub | stove
+room: hall | garage | attic | yard
+ship / high: rocket / to the moon | spaceship / to Mars | airplane / above the clouds | helicopter / over the mountains
+craft / low: submarine / under the ocean | race car / through the desert | sled / across the ice
+    | bulldozer / through the swamp | steamboat / down the river
+knobs: bottle caps | corks | buttons | spools
+round: paper plates | pie tins | jar lids
+---
+The new {machine} had come in an enormous cardboard box. Now the box stood empty in the {room}.
+
+"It is {a ship}!" [declared|announced] {A}. "I will travel {high}."
+
+"No, it is {a craft}!" said {B}. "I will travel {low}." They [argued|quarreled|bickered] until they were hoarse.
+
+"Fine," [huffed|snapped] {A}. "Then we will [split|divide] it." So they [cut|sawed] the box into two halves. {A} glued
+{knobs} on one half, and {B} fastened {round} to the other half. Neither of them [spoke|said a word].
+
+But half a box is [too short|not very comfortable]. When {A} sat down, {his A} legs stuck out. {B}'s half had no back
+wall, so it [sagged|flopped over|leaned] and squashed {his B} hair.
+
+{A} [peeked|glanced] at {B}, and {B} [peeked|glanced] at {A}. "It is [lonely|boring] in half {a ship}," {A}
+[said|admitted].
+
+"It is [drafty|gloomy] in half {a craft}," {B} [replied|answered].
+
+So they [shoved|slid] the two halves together, and {B} closed the gap with [sticky|silver|wide] tape. {A} took the front
+seat, and {B} took the seat behind {him A}. "First we will travel {high}," said {A}.
+
+"And then {low}," said {B}. "No other [machine|vehicle] in the world can do both!"
+
+[Three, two, one|Ready, steady, go]! They traveled until supper, [humming|buzzing|rumbling] all the way, and nobody
+wanted half of anything ever again.
+''')
+
+# %% ../nbs/01_storybook.ipynb #f3536dd9
+BOOK['thunderstorm'] = read_plot('''
+plush: walrus | dinosaur | panda | octopus | moose | camel
+cave: quilts | cushions | pillows and sheets | chairs and towels
+first: an elephant on a trampoline | a hippo falling down the stairs | a thousand potatoes rolling off a truck
+    | a dragon with a bellyache | a rocket crashing into a kettle
+second: a bear snoring | a gorilla moving the furniture | a cart on a cobbled street | a cow with a cold
+third: a cat purring | a beehive | a sleepy old man muttering | a spinning top
+---
+{A} and {B} were brother and sister. They slept in a bunk bed, {A} on top and {B} below. One [sultry|muggy] night, a
+flash turned the whole room white. Boom! The [windowpanes|walls] rattled.
+
+"{A}!" [shrieked|screamed] {B}. "The sky is [exploding|cracking open|falling down]!"
+
+{A} was scared, too, but {he A} climbed down with {his A} [flashlight|blanket] and {his A} plush {plush}. {A} and {B}
+built a cave out of {cave} and crawled inside.
+
+"Grandpa taught me a trick," said {A}. "First comes the lightning, and then comes the thunder. We count the seconds
+between them. If the numbers grow, the storm is [leaving|going away]."
+
+Flash! "One, two, three," counted {B}, [clutching|hugging] the {plush}. Boom!
+
+"Now tell me what that sounded like," said {A}.
+
+{B} [wrinkled {his B} nose|thought about it]. "Like {first}," {he B} said, and both of them [chuckled|snickered].
+
+Flash! This time {B} counted to [seven|eight|nine]. Boom! "That was only {second}," said {B}. "It really is
+[leaving|going away], {A}!"
+
+The next time, {B} counted to [fifteen|sixteen|eighteen]. Far away, the thunder [grumbled|rumbled]. "Like {third},"
+{B} [yawned|murmured]. "Poor storm. It must be [exhausted|tired]. Good night, storm."
+
+Now there was only the rain, [pattering|drumming] on the roof. {A} counted to [thirty|forty|fifty], but no thunder
+came. "It is over, {B}," said {A}. There was no answer. {B} lay curled up around the {plush}, fast asleep. {A} felt
+[very grown-up|proud and calm], spread a [sheet|quilt] over {B}, and closed {his A} eyes, too.
+''')
+
+# %% ../nbs/01_storybook.ipynb #5faea014
+BOOK['moon in the water'] = read_plot('''
+water: fountain | barrel | puddle | trough | fishpond | swimming pool
+tool: sieve | ladle | colander | butterfly net | soup plate | saucepan
+above: chimney | steeple | barn roof | treetops | windmill | hilltop
+hushed: frogs | owls | bats | nightingales
+---
+One [calm|mild|cloudless] night, {A} [tiptoed|strolled] outside with {B} and stared into the {water}. "[Goodness|Oh my],
+{B}! The moon has fallen in!" [gasped|cried] {A}.
+
+{B} [fetched|brought] {a tool}, and {A} [dipped|plunged] it into the {water}. At once, the moon broke into a
+[hundred|thousand] bits. "I have [smashed|shattered] it!" [sobbed|wept] {A}.
+
+They sat down [glumly|miserably]. Even the {hushed} were silent. Slowly, the ripples [settled|faded], and the moon was
+whole again! {B} looked up. Above the {above} hung the [real|true] moon.
+
+"It never fell, {A}. The {water} is only its mirror," said {B}.
+
+{A} [blew the moon a kiss|waved at the moon]. "Sleep well, both of you," {he A} [laughed|yawned].
+''')
+
+# %% ../nbs/01_storybook.ipynb #3d93f5e3
+BOOK['lemonade'] = read_plot('''
+goal: telescope | skateboard | fishing rod | globe | microscope | basketball
+flavor: raspberries | mint leaves | slices of ginger | cherries | orange peel
+spot / folk: the soccer field / sweaty players | the building site / dusty builders | the bus stop / weary passengers
+    | the harbor / sunburned sailors | the tennis court / panting players | the train station / breathless travelers
+cart: wheelbarrow | handcart | shopping cart | baby carriage
+bank: piggy bank | cookie tin | pickle jar | cigar box
+---
+On the hottest day of [July|August], {A} and {B} wanted to earn money for {a goal}. They squeezed [twenty|thirty]
+lemons, added {flavor}, and opened a lemonade stand in front of {A}'s house.
+
+They waited and waited. A [wasp|fly] came, and nobody else. The ice cubes began to melt. "Our lemonade must be
+[dreadful|horrible]," said {A}. "Let's pour it away."
+
+{B} took a [sip|gulp]. "No, it is [delicious|perfect]!" {he B} said. "But look at this street, {A}. There is nobody
+here to drink it."
+
+{A} looked [left and right|up and down]. It was true. The [lane|sidewalk] was empty. "Then we must go where people are
+thirsty," {A} said slowly. "But where?"
+
+"At {spot}!" [cried|exclaimed] {B}.
+
+{A} [fetched|rolled] {a cart} from the [garage|shed]. They loaded it with the [jugs|pitchers], the cups, and {a bank}.
+The way was [bumpy|steep], so {A} pushed, and {B} made sure that not a drop was [spilled|wasted].
+
+At {spot}, {folk} were fanning their red faces. "Ice-cold lemonade! A [dime|nickel|quarter] for a cup!" {A}
+[hollered|bellowed]. Soon there was a long line. {A} poured [until {his A} arm ached|as fast as {he A} could], and {B}
+dropped coin after coin into the {bank}.
+
+When everything was sold, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
+
+{A} [beamed|grinned]. {He A} had saved one last cup of lemonade for the two of them. "I am glad we did not pour it
+away," {he A} said, and they drank it with two straws.
+''')
+
+# %% ../nbs/01_storybook.ipynb #4fb90196
+BOOK['buried nuts'] = read_plot('''
+nuts / tree: acorns / oak | hazelnuts / hazel | walnuts / walnut | beechnuts / beech | pecans / pecan
+spot: behind the mossy boulder | along the brook | beneath the ferns | between the birches | at the foot of the cliff
+pal: chipmunk | blue jay | woodpecker | wood mouse | vole
+store: hollow log | rotten stump | hollow elm | dry cave
+---
+In autumn, a squirrel named {A} gathered [heaps|piles] of {nuts}. {He A} buried them {spot}, [one by one|two by two],
+and swept [crackly|rusty|withered] leaves over them. "Will you find them again, {A}?" asked {B}, {a pal} who kept
+{his B} own {nuts} in {a store}.
+
+"I never forget anything," [boasted|bragged] {A}.
+
+Then winter came, and [thick|fluffy] snow [blanketed|covered] everything. {A} [scraped|scratched] here and
+[clawed|poked] there, but {he A} did not find a single nut. "Somebody robbed me!" {he A} [hissed|growled]. "It was you,
+{B}! Your {store} is full!"
+
+{B} [flinched|winced]. But then {he B} saw {A}'s [bony ribs|sunken cheeks]. "I took nothing from you," {he B} said
+quietly. "But come in and eat. There is enough for two." So they shared {B}'s {nuts} until spring.
+
+When the snow [melted|thawed], {B} called, "{A}, come quickly!" {Spot}, a [crowd|row] of tender sprouts was
+[poking|pushing] out of the earth. They were [baby|newborn] {tree} trees!
+
+"My {nuts}!" [gasped|stammered] {A}. "They were here all the time, and I had forgotten the place. I called you a
+[thief|robber], {B}, and you fed me. Can you forgive me?"
+
+"I already have," said {B}. "And one day, these trees will feed [the whole forest|us all]."
+
+{A} felt [lighter than a feather|light at heart], and {A} and {B} danced around the sprouts [until sunset|until they
+were dizzy].
+''')
+
+# %% ../nbs/01_storybook.ipynb #8551190e
+BOOK['scary mask'] = read_plot('''
+look / horror: a green face and crooked fangs / fangs | a hairy face and curly horns / horns
+    | a purple face and bulging eyes / bulging eyes | a wrinkled face and warty ears / warty ears
+    | a scaly face and jagged teeth / jagged teeth
+costume: bumblebee | knight | astronaut | wizard | lobster | clown
+hide: hedge | woodpile | wheelbarrow | rosebush | rain barrel
+shoes: sneakers with yellow laces | sandals with blue buckles | slippers with pompoms | rubber boots with ladybugs
+charm: a pink ribbon | a daisy chain | a feather | a spotted bow tie | a string of beads
+---
+{A} came to {B}'s costume party as {a costume}. The door [flew|swung] open, and there stood a creature with {look}!
+"[Grr|Rah]!" it [growled|snarled].
+
+{A} [screeched|shrieked] and [crouched|ducked] behind the {hide}. "What has it done with {B}?" {he A} thought.
+
+The creature [stomped|lumbered] after {him A}. {A} did not dare to look up, so {he A} looked at its feet. They were in
+{shoes}. Only one {boy B} in the whole town had {shoes}!
+
+{A} [hopped|popped] up. "Monsters don't wear {shoes}," {he A} said [sternly|firmly]. "It is you, {B}!"
+
+The creature pulled off its head. It was only a mask, and under it was {B}, hot and [sweaty|flushed]. "I made it out
+of [newspaper|cardboard] and paste," said {B}. "It was meant as a joke. I am sorry that I [scared|upset] you, {A}."
+
+"May I [hold|try] it?" asked {A}. {He A} turned the mask around. From the inside, it was nothing but [wrinkles|bumps]
+and two holes. Now that {A} knew how it was made, even the {horror} looked [silly|harmless].
+
+"But the [little|shy] guests don't know that," said {B}. So {A} and {B} fastened {charm} to the mask. And every guest
+who came that [afternoon|evening] first [jumped|gasped], then [chuckled|giggled], and went in [cheerfully|merrily].
+''')
+
+# %% ../nbs/01_storybook.ipynb #6475b9ba
+BOOK['new baby'] = read_plot('''
+bed: cradle | crib | bassinet
+game: checkers | leapfrog | dominoes | hopscotch | soccer
+toy: rattle | music box | rubber duck | tambourine
+cloth: sock | bib | washcloth | undershirt | pillowcase
+helper: dad | grandma | grandpa
+---
+There was a new baby in the house where {A} and {B} lived. Everyone tiptoed around its {bed}, and nobody had time for
+{A}. "It can't even play {game}," {A} [grumbled|complained]. "It only sleeps and [burps|dribbles|hiccups]."
+
+"It is new here," said {B}. "[Be patient|Give it time]."
+
+One [foggy|drizzly|dreary] afternoon, the baby [howled|bawled|wailed]. Mom rocked the {bed}. {Helper} sang a
+[lullaby|song]. {B} danced around with {a toy}. Nothing helped. The baby's face was as red as a
+[beet|radish|strawberry].
+
+{A} [stomped|marched] into the room to complain about the [noise|din]. But {he A} did not see the laundry basket. {A}
+[stumbled|tripped] over it, the clothes flew [through the air|everywhere], and {a cloth} landed on {his A} head!
+
+The baby [hushed|fell silent] and stared. "Do that again, {A}," whispered {B}.
+
+{A} pulled the {cloth} down to {his A} nose and [waddled like a goose|hopped like a toad|stalked like a stork]. The baby
+[gurgled|hiccupped], and then it laughed! It was the very first laugh of its life.
+
+"No one else could do that," said {B}. The baby's [tiny|dimpled] fingers curled around {A}'s thumb and held it
+[tightly|firmly].
+
+"I suppose you need me, baby," said {A}, and {his A} [anger|grumpy mood] was gone. From that day on, whenever the baby
+cried, {B} brought {A} the {cloth}.
+''')
+
+# %% ../nbs/01_storybook.ipynb #eb2919de
+BOOK['stubborn donkey'] = read_plot('''
+animal: donkey | pony | mule
+load / goal: sacks of flour / the bakery | cans of milk / the dairy | bundles of firewood / the inn
+    | bales of wool / the weaver | tubs of pickles / the grocery store
+stop: halfway up the hill | at the crossroads | beside the vineyard | in front of the windmill
+    | under the chestnut trees
+bribe: turnip | sugar lump | bread crust | corncob | juicy apple
+thorn: thorn | splinter | sharp pebble | rusty nail
+cloth: handkerchief | bandana | scarf
+---
+{A} and {B} had to bring {load} to {goal}, and a [gray|shaggy] {animal} carried them on its back. But {stop}, the
+{animal} [halted|froze]. It would not take another step.
+
+"[Giddy-up|Get going], you [lazybones|slowpoke]!" [scolded|ordered] {A} and [tugged|yanked] at the reins, while {B}
+shoved from behind. {A} dangled {a bribe} in front of the {animal}'s nose, but it only flattened its ears and
+[snorted|stamped].
+
+"What a stubborn [beast|creature]!" [fumed|grumbled] {A}. "We will be stuck here until [midnight|Christmas]."
+
+{B} [mopped {his B} forehead|scratched {his B} chin] and frowned. "Yesterday it [trotted|walked] all the way," {he B}
+said. "Maybe we should stop pulling, {A}, and start looking."
+
+{B} [knelt|squatted] down beside the {animal}. It was holding one leg off the ground. "Look, {A}! There is {a thorn}
+in its hoof!"
+
+{A}'s cheeks [burned|turned crimson]. "You poor thing," {he A} said. "You were in pain, and I called you names."
+{He A} [stroked|scratched] its mane while {B} pulled out the {thorn} and wrapped {his B} {cloth} around the hoof. The
+{animal} [nuzzled|nudged] {A}'s shoulder.
+
+{A} gave it the {bribe} and let it rest. Then it [set off|walked on] by itself, and by [sundown|dusk], they reached
+{goal}.
+
+"Next time, I will ask why before I [scold|shout]," said {A}, and {B} [patted|squeezed] {his A} arm.
+''')
+
+# %% ../nbs/01_storybook.ipynb #32b1f922
+BOOK['wrong house'] = read_plot('''
+who / item / thanks: clockmaker / tiny wheels / let them wind up the cuckoo clock
+    | violinist / new strings / played a lively tune for them
+    | seamstress / spools of silk / sewed a star on their sleeves
+    | beekeeper / new lids / gave each of them a spoonful of honey
+    | cobbler / shiny buckles / polished their shoes until they gleamed
+    | toymaker / glass eyes / let them try out a rocking horse
+    | florist / tulip bulbs / tied a bunch of violets for them
+metal: brass | copper | iron | tin
+lane: lane | alley | avenue | square
+gift: jigsaw puzzle | globe | kaleidoscope | telescope | yo-yo
+---
+One [chilly|bright] morning, a [bulky|square|brown] parcel lay on {A}'s doorstep. "A present for me!" [crowed|rejoiced]
+{A}. {He A} had already [loosened|untied] the first knot when {B} bent over the label.
+
+"It is not for you, {A}," said {B}. "It is for the {who} at number nine, and you live at number six."
+
+"But the mailman brought it here," [argued|muttered] {A}. "[One peek can't hurt|I only want to peek inside]."
+
+"Imagine how the {who} must be waiting," said {B}.
+
+{A} remembered {a gift} that had come two weeks too late for {his A} birthday. Every day, {he A} had sat at the window,
+[bitterly|terribly] disappointed. {A} [sighed|groaned] and tied the knot again.
+
+So {A} and {B} carried the parcel across the {lane} to number nine. The {who} opened it right away. "[Hurrah|At last]!
+{Item}!" cried the {who}. "I feared they were lost. Without them, I could not work!" And the {who} {thanks}.
+
+"Still, it is a [riddle|mystery]," said {A} on the way back. "Why did the mailman come to my house?"
+
+At the front door, {B} [burst out laughing|slapped {his B} forehead]. "Look at your number, {A}! A nail is missing!" The
+{metal} six had [swung|turned] around and was hanging upside down. It had become a nine!
+
+{A} fetched a hammer and a new nail, and {B} held the six [straight|in place]. "I am glad I [did not peek|listened to
+you]," said {A}. [Bang, bang, bang|Tap, tap, tap]! Never again did a parcel lose its way in that {lane}.
+''')
+
+# %% ../nbs/01_storybook.ipynb #37a8e606
+BOOK['caterpillar'] = read_plot('''
+look: plump | hairy | fuzzy | striped | velvety
+plant: parsley | milkweed | cabbage | willow | birch
+pet: Noodle | Pickle | Button | Zigzag | Sprout
+glass: candy jar | fishbowl | glass tank | glass vase
+wings: orange wings with black dots | blue wings with silver edges | copper wings with violet spots
+    | white wings with crimson tips | lemon-yellow wings
+bush: lavender | lilac | honeysuckle | clover | marigolds
+---
+On a {plant} leaf, {A} [discovered|spotted] {a look} caterpillar. {A} named it {pet}. {A} and {B} put {pet} and a twig
+into {a glass} with a net on top and brought fresh {plant} leaves every day. {pet} [munched|chewed] from morning to
+night. "What an [appetite|eater]!" [marveled|laughed] {B}.
+
+Then {pet} hung upside down from the twig and turned into a hard little bundle. "Is {pet} [ill|sick], {B}?" asked {A}.
+
+"No, {A}," said {B}. "{pet} is changing in there."
+
+Two weeks later, the bundle split. Out [wriggled|struggled] a butterfly! It had {wings}. "Now I can [admire|keep] you
+forever, {pet}," said {A}. But the butterfly beat against the glass, again and again.
+
+"{pet} wants to [get out|be free], {A}," said {B} [gently|quietly].
+
+{A} felt a lump in {his A} throat. "If I open it, I will lose {pet}," said {A}. For a long time, {he A} did not move.
+Then {he A} carried the {glass} outside and took off the net. {pet} rested on {A}'s [thumb|wrist|sleeve] for a second
+and soared [into the sunshine|over the rooftops].
+
+The next day, {A} and {B} sat near the {bush}. "Look who is visiting us, {A}!" said {B}. There were the {wings}!
+
+"{pet} came back all by itself," said {A}, and {his A} face [glowed|shone] with joy.
+''')
+
+# %% ../nbs/01_storybook.ipynb #4edd5c97
+BOOK['circus show'] = read_plot('''
+cloth: bedsheets | curtains | blankets | tablecloths
+crowd: neighbors | grandparents | classmates | cousins
+seats: crates | stools | cushions | folding chairs
+fee: button | cookie | marble | penny
+mane: yarn | straw | wool | ribbons
+pet: cat | poodle | bulldog | terrier | beagle
+snack: sausage | ham | bacon | salami
+horn: kazoo | bugle | tin whistle | trombone | trumpet
+---
+{A} and {B} had put up a circus tent made of {cloth}. Their {crowd} sat on {seats}, and each ticket had cost {a fee}.
+{A} was the lion tamer, and {B} was the ringmaster. The lion was {A}'s {pet}, in a mane of {mane}. All week, it had
+[leaped|sailed] through the hoop for a bite of {snack}.
+
+{B} played a [loud|grand] fanfare on {a horn}. "Ladies and gentlemen, here comes the [fiercest|wildest] lion on earth!"
+{he B} [announced|boomed].
+
+{A} held up the hoop. "Jump, lion!" {he A} [commanded|ordered]. But the {pet} had [secretly|already] gobbled up all the
+{snack}. It lay down and closed its [drowsy|sleepy] eyes. Someone [snickered|coughed|booed]. {A}'s ears [glowed|turned
+red]. "Help me, {B}!" {he A} [pleaded|hissed].
+
+{B} thought [quickly|for a second] and put a finger to {his B} lips. "Quiet, everyone! This lion eats anybody who wakes
+it," {he B} whispered. "And now the [fearless|daring] {A} will go near it!"
+
+{A} understood. With the hoop in one hand, {he A} [sneaked|crept] up to the lion. Just then, the {pet} yawned. {A}
+[slipped|put] {his A} other hand between its teeth and pulled it out again. "All five fingers are still there!" {he A}
+shouted.
+
+The {crowd} clapped and [stamped|whistled] so [wildly|loudly] that the {pet} woke with a start. It [sprang|shot] up and
+jumped straight through the hoop!
+
+{A} and {B} bowed hand in hand, and their hearts [hammered|thumped] with joy. "Tomorrow, we'll do it all again," said
+{B}.
+
+"Yes," said {A}, "but tonight I will lock up the {snack}."
+''')
+
 # %% ../nbs/01_storybook.ipynb #fc50c678
 def shuffle(
     i: int,  # 0 ... size - 1

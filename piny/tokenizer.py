@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'train_pieces', 'pad_pieces', 'piece_bytes', 'join_bytes', 'stream_text', 'check_pieces', 'read_pieces',
-           'recover_merges', 'huggingface_files', 'write_file', 'Tokenizer']
+           'recover_merges', 'huggingface_files', 'write_file', 'Tokenizer', 'StoryEncoder']
 
 # %% ../nbs/02_tokenizer.ipynb #7950a559
-import hashlib, io, json, os, re
+import hashlib, io, json, os, re, struct
 from codecs import getincrementaldecoder
 from collections import Counter
 from pathlib import Path
@@ -227,3 +227,21 @@ class Tokenizer:
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         "The text of token ids piece by piece as they arrive; joined, it equals `decode(ids)`."
         return stream_text(self.table, ids)
+
+# %% ../nbs/02_tokenizer.ipynb #88c25f8f
+class StoryEncoder(dict):
+    "Word to the bytes of its ids; called with a story, the ids of the story, between `<s>` and `</s>`, as little-endian uint16."
+    def __init__(self, tokenizer: Tokenizer, size: int = 500_000):  # words to remember, at most
+        self.processor, self.size = tokenizer.processor, size
+        self.splits = not any('▁' in tokenizer.processor.id_to_piece(i)[1:] for i in range(tokenizer.vocab_size))
+        self.begin, self.end = struct.pack('<H', tokenizer.bos_id), struct.pack('<H', tokenizer.eos_id)
+
+    def __missing__(self, word: str) -> bytes:
+        if len(self) >= self.size: self.clear()                # many different words: begin again
+        ids = self.processor.encode(word.encode()) if word else [self.processor.piece_to_id('▁')]
+        self[word] = found = struct.pack(f'<{len(ids)}H', *ids)
+        return found
+
+    def __call__(self, story: str) -> bytes:
+        words = story.split(' ') if self.splits and story else [story] if story else []
+        return self.begin + b''.join([self[word] for word in words]) + self.end
