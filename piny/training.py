@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import piny
 from .checkpoint import load_trainer, save_checkpoint
-from .dataset import Tokens, batch, prepare, story_numbers, token_stories, window_starts
+from .dataset import Tokens, batch, data_card, prepare, story_numbers, token_stories, window_starts
 from .evaluation import ratios, score_stories
 from .model import ModelConfig, Piny, find_checkpoint, make_tables
 from .optimizer import build_optimizers, learning_rate
@@ -37,7 +37,7 @@ class TrainConfig:
     data: str = 'tinystories'  # storybook, tinystories, or a path
     model: ModelConfig = field(default_factory=ModelConfig)  # the architecture
     seq_len: int = 512  # tokens in a window
-    packing: str = 'stream'  # stream: windows end to end; stories: from a story's beginning, attention inside each story
+    packing: str = 'stories'  # stream: windows end to end; stories: from a story's beginning, attention inside each story
     tokens_per_step: int = 262_144  # tokens in the batch of one step, over all processes
     micro_batch: int | None = None  # windows a process computes at once; None: chosen for the device
     max_steps: int = 10_300  # where the run stops
@@ -218,7 +218,7 @@ def describe_run(
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             revision = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=source, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     versions = dict(piny=piny.__version__, python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__)
-    return dict(config=dataclasses.asdict(config), data=json.loads((data/'data.json').read_text(encoding='utf-8')),
+    return dict(config=dataclasses.asdict(config), data=data_card(data),
                 processes=n_processes, revision=revision, versions=versions)
 
 # %% ../nbs/14_training.ipynb #4a4825d0
@@ -226,7 +226,7 @@ def data_identity(
     data: Path,  # of `prepare`
 ) -> dict:
     "What must not change while a run goes on: the tokenizer and the counts of both splits."
-    found = json.loads((data/'data.json').read_text(encoding='utf-8'))
+    found = data_card(data)
     return dict(fingerprint=found['fingerprint'], splits=found['splits'])
 
 # %% ../nbs/14_training.ipynb #b0e8c5a6
