@@ -480,10 +480,10 @@ search: shook out the tablecloth | swept the whole floor | crawled around under 
 box: matchbox | thimble | walnut shell | velvet pouch | envelope | seashell
 gift: silver coin | bright penny | glittery sticker | glass marble | tiny toothbrush
 ---
-For [days|weeks], {A} had a [loose|wobbly] tooth. One [afternoon|Tuesday], {A} shared {a food} with {B}. Suddenly,
-{A}'s tongue found a [gap|hole]. "My tooth is [missing|gone], {B}!" said {A}.
+For [days|weeks], {A}'s front tooth had been [loose|wobbly]. One [afternoon|Tuesday], {A} shared {a food} with {B}.
+Suddenly, {A}'s tongue found a [gap|hole]. "My tooth is [missing|gone], {B}!" said {A}.
 
-{A} and {B} {search}, but could not find it. "Now the tooth fairy won't come," [sniffled|whimpered] {A}.
+{A} and {B} {search}, but could not find the tooth. "Now the tooth fairy won't come," [sniffled|whimpered] {A}.
 
 {B} [peered|glanced] at {A}'s piece of the {food}. Something white [gleamed|glimmered] in it. "Here it is, {A}!" said
 {B}. "You bit the {food}, and the {food} bit back!"
@@ -495,7 +495,7 @@ to {B} with the [widest|proudest] grin in town.
 # %% ../nbs/01_storybook.ipynb #0974b24f
 BOOK['sandcastle'] = read_plot('''
 tool: plastic spade | rusty trowel | wooden scoop | tin cup
-trim: cockle shells | glossy stones | bits of green glass | oyster shells | speckled pebbles
+trim: cockle shells | glossy stones | bits of sea glass | oyster shells | speckled pebbles
 top: gull feather | paper flag | crab claw | driftwood twig | ribbon of kelp
 ruler: king | queen | prince | princess | wizard | mermaid | emperor
 ---
@@ -505,8 +505,8 @@ the highest tower.
 
 "This castle is for the {ruler}," said {A}. "It will stand here [forever|for a thousand years]."
 
-But the tide was rising. Whoosh! A [foamy|salty|mighty] wave rolled up the beach, and nothing was left but a
-[lump|heap|hump] of mud.
+But the tide was rising. Whoosh! A [foamy|salty|mighty] wave rolled up the beach, and nothing was left of the castle but
+a [lump|heap|hump] of wet sand.
 
 "You mean old sea!" [wailed|howled|yelled] {A}, and {he A} [stamped {his A} foot|kicked the sand].
 
@@ -537,7 +537,7 @@ item / did / sound: a paper bag / popped it / bang | a whistle / blew it / tweet
 
 "I know a [cure|remedy]," said {B}. "{First}!" {A} did. Hic! "Then {second}!" said {B}. {A} did that, too. Hic!
 
-"Nothing works!" said {A}, who was [miserable|exhausted|grumpy].
+"Nothing works!" [groaned|sighed|grumbled] {A}.
 
 So {B} [sneaked|tiptoed] away, came back with {item}, and {did} behind {A}. {Sound}! {A} [leaped|sprang] into the air.
 Then it was quiet.
@@ -551,17 +551,17 @@ Then it was quiet.
 BOOK['farm visit'] = read_plot('''
 flock: hens | geese | turkeys | chicks
 hide: tractor | haystack | wheelbarrow | stable door | henhouse
-animal / noise: horse / neighed | pony / whinnied | donkey / brayed | goat / bleated | llama / hummed | cow / mooed
+animal / noise: horse / neighed | pony / whinnied | donkey / brayed | goat / bleated | llama / hummed | mule / snorted
 food: oats | clover | dandelions | barley | parsley
 ---
 [One fine day|Last summer|On Sunday], {A} and {B} visited a farm. {B} tossed [wheat|grain|crumbs] to the {flock}, but
-{A} hid behind the {hide}. The {animal} {noise}. It had such [long|yellow|enormous] teeth!
+{A} hid behind the {hide}, because {a animal} {noise} at {him A}. It had such [long|yellow|enormous] teeth!
 
 "It is only begging for a snack, {A}," said {B}, and {he B} [handed|gave] {him A} some {food}. "[Hold|Keep] your hand as
 flat as a [plate|pancake|tabletop], and it can't nip you."
 
-{A} [gulped|shivered] and held out the {food}. [Snuffle, snuffle|Sniff, sniff]! Soft, [whiskery|velvety|damp] lips
-brushed {his A} palm. "It tickles, {B}!" [squealed|chuckled] {A}.
+{A} [gulped|shivered], came closer, and held out the {food}. [Snuffle, snuffle|Sniff, sniff]! Soft,
+[whiskery|velvety|damp] lips brushed {his A} palm. "It tickles, {B}!" [squealed|chuckled] {A}.
 
 Later, the {animal} [trotted|plodded] after {A} to the gate. "It has a new friend," said {B}.
 
@@ -575,17 +575,17 @@ where: in the damp clover | among the ferns | near the compost heap | under the 
 goal: strawberry | raspberry | cherry | mushroom | radish | dandelion
 mark: striped | speckled | spotted | mossy | shabby
 ---
-{A} and {B} found two {animal}s {where}. {B} laid {a goal} on the path. "Let's [race them|hold a race], {B}!" said
-{A}. "Mine has the {mark} shell. Whoever tastes the {goal} first is the [winner|champion]."
+{A} and {B} found two {animal}s {where}. "Let's [race them|hold a race], {B}!" said {A}. So {B} laid {a goal} on the
+path. "Mine has the {mark} shell," said {A}. "Whoever tastes the {goal} first is the [winner|champion]."
 
 {A}'s {animal} was soon ahead. "Faster! Faster!" {A} [bellowed|hollered]. The [startled|alarmed] creature pulled its
-head into its {mark} shell. Meanwhile, {B}'s {animal} [plodded|crawled] past and nibbled the {goal}.
+head into its {mark} shell. Meanwhile, {B}'s {animal} [crept|crawled] past and nibbled the {goal}.
 
 "It isn't fair!" {A} [pouted|sulked].
 
 "You frightened it, {A}," said {B}. "Try [whispering|humming]."
 
-So {A} did, as softly as a [bumblebee|breeze]. Slowly, the {animal} [peeped|peeked] out and followed the voice all the
+So {A} did, as softly as a [feather|breeze]. Slowly, the {animal} [peeped|peeked] out and followed the voice all the
 way. "It lost," {A} told {B} [happily|joyfully], "but it trusts me now."
 ''')
 
@@ -595,13 +595,12 @@ thing: cap | straw hat | map | scarf | bonnet | mitten | handkerchief | bracelet
 ape: monkey | chimp | baboon | gibbon | orangutan
 perch: tire swing | rocky ledge | favorite branch | hammock
 move: waved | yawned | bowed | saluted | danced | sneezed
-fruit: banana | pear | peach | mango | tangerine | apricot
+fruit: banana | pear | peach | plum | tangerine | apricot
 ---
-{A} and {B} were at the zoo. {A} stood [too close|too near] to the bars. A [hairy|furry|skinny] arm shot out, and
-{a ape} [snatched|grabbed|swiped] {A}'s {thing}! It [climbed|scrambled] up to its {perch} and [grinned|stuck out its
-tongue].
+{A} and {B} were at the zoo. {A} stood [too close|too near] to the bars. A [hairy|furry|long] arm shot out, and {a ape}
+[snatched|grabbed|swiped] {A}'s {thing}! It [climbed|scrambled] up to its {perch} and [grinned|stuck out its tongue].
 
-"Give it back, you [thief|robber|rascal]!" [shouted|begged] {A}, but the {ape} [chattered|screeched|cackled].
+"Give it back, you [thief|robber|rascal]!" [shouted|demanded] {A}, but the {ape} [chattered|screeched|cackled].
 
 "[Hush|Wait], {A}. Maybe it is a copycat," said {B}. {B} {move}, and the {ape} {move}, too. Then {B} took {a fruit} out
 of {his B} [bag|pocket|lunch box] and [tossed|threw] it to {A}. The {ape} [tilted its head|scratched its chin]. Then it
@@ -613,16 +612,16 @@ bigger half of the {fruit}.
 
 # %% ../nbs/01_storybook.ipynb #f4919c69
 BOOK['doctor'] = read_plot('''
-ail / check: a sore throat / peeked into its mouth | an earache / looked into its ears
+ail / check: a sore throat / peered at its throat | an earache / looked into its ears
     | a nasty cough / listened to its chest | a fever / felt its forehead | a stomachache / tapped its tummy
-    | an itchy rash / examined its skin
+    | a bad cold / felt its neck
 toy: teddy bear | plush elephant | stuffed monkey | cloth donkey | woolly panda
-medicine: cherry syrup | peppermint drops | ginger tea | bitter powder
+medicine: cherry syrup | peppermint drops | chalky tablets | bitter powder
 prize: paper medal | satin ribbon | tinfoil star | cardboard crown
 ---
-{A} had {ail}. "Will it [hurt|sting], {B}?" asked {A}, [fidgeting|squirming] in the doctor's waiting room.
+{A} had {ail}. "Will the checkup [hurt|pinch], {B}?" asked {A}, [fidgeting|squirming] in the doctor's waiting room.
 
-"My {toy} can go first," said {B}. "It has {ail}, too."
+The door opened. "My {toy} can go first," {B} told the doctor. "It has {ail}, too."
 
 The doctor [winked|nodded], turned to the {toy}, and {check}. "[Excellent|Splendid]! What a calm patient!"
 
@@ -640,7 +639,7 @@ who: grandma | grandpa | aunt | uncle | godmother
 bag: backpack | suitcase | satchel | knapsack
 plush: teddy bear | rag doll | cloth elephant | knitted penguin | velvet hippo | woolly sheep
 sight: windmill | waterfall | herd of deer | ruined castle | hot-air balloon | flock of storks
-clerk: stationmaster | ticket seller | porter
+clerk: stationmaster | ticket seller | station guard
 number: seven | nine | eleven | twelve
 ---
 {A} and {B} were on a train to the {where} with {A}'s {who}. The wheels [rattled|clattered], and the fields flew by.
@@ -653,9 +652,9 @@ stopped with a [jolt|squeal|jerk].
 [slid|slammed|banged] shut, a whistle [blew|shrieked], and the train rolled away.
 
 Only then did {A} turn pale. "My {bag} is still under the seat!" {he A} [sobbed|cried|screamed]. {He A}
-[sprinted|dashed|galloped] after the train, but it was far too fast.
+[sprinted|dashed|raced] after the train, but it was far too fast.
 
-"[Running|Chasing it] won't help, {A}," said {B}. "Let's ask the {clerk}."
+"[Running|Chasing it] won't help, {A}," said {B}. "Let's tell the {clerk}."
 
 "I can [call|telephone] the next station," said the {clerk}. "But that train has [fourteen|fifteen|twenty] cars. Which
 one were you in?"
@@ -668,8 +667,8 @@ direction. A conductor stepped out with the {bag}. The {plush} was peeking out o
 
 "[This passenger|Your friend] has traveled farther than you," [joked|chuckled] the conductor.
 
-{A} [hugged|kissed] the {plush}, and then {he A} hugged {B}. "Your [memory is a treasure|good memory saved us]," {he A}
-said.
+{A} [hugged|kissed] the {plush}, and then {he A} hugged {B}. "Your [memory is a treasure|good memory saved the day],"
+{he A} said.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #8c83f157
@@ -682,15 +681,15 @@ flower: snowdrops | crocuses | daffodils | violets | bluebells | primroses
 After the [blizzard|snowfall], {A} and {B} built a [plump|jolly] snowman, with {eyes} for eyes and {a nose} for a
 nose. On its head, {A} put {a hat}. Every morning, {A} and {B} [greeted|visited] it.
 
-Then a [mild|warm] wind blew. The snowman [sagged|leaned] and [shrank|dwindled] until only a puddle and the {hat} were
-left.
+Then a [mild|warm] wind blew. The snowman [sagged|leaned] and [shrank|dwindled] until the {eyes}, the {nose}, and the
+{hat} lay in a puddle.
 
 "Our snowman has [vanished|disappeared]!" [sobbed|wept] {A}.
 
 {B} [patted|stroked] {A}'s arm. "It turned into water, and the [soil|earth] is drinking it, {A}. Wait and see."
 
-In [March|April], {flower} [bloomed|blossomed] there. "The snowman left us a [present|bouquet], {B}!" said {A}. They
-set the {hat} beside the {flower} and [smiled|beamed]. Their friend was back.
+In [March|April], {flower} [bloomed|blossomed] on that very spot. "The snowman left us a [present|bouquet], {B}!" said
+{A}. They set the {hat} beside the {flower} and [smiled|beamed]. Their friend was back.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #c5fab7b2
@@ -706,10 +705,10 @@ creature / parts: elephant / a trunk and two flappy ears | camel / two humps and
 wear: crown | bow tie | party hat | striped vest | polka-dot scarf
 place: fireplace | bookcase | desk | couch
 ---
-Tomorrow was the birthday of {A}'s {person}, so {A} and {B} sat down with brushes and paper. {A} painted {a scene},
-[stroke by stroke|inch by inch]. It was [nearly|almost] finished when {B} reached for a [rag|sponge|pencil]. {B}'s
-[elbow|sleeve] [bumped|knocked over] the {jar}, and {color} paint [splashed|spilled|splattered] over the picture. A
-[fat|giant|messy] blot [covered|swallowed] the middle of the {scene}.
+Tomorrow was the birthday of {A}'s {person}, so {A} and {B} sat down with brushes, paint, and paper. {A} painted
+{a scene}, [stroke by stroke|inch by inch]. It was [nearly|almost] finished when {B} reached for a [rag|sponge|pencil].
+{B}'s [elbow|sleeve] [bumped|knocked over] {a jar} of {color} paint, and it [splashed|spilled|splattered] over the
+picture. A [fat|giant|messy] blot [covered|swallowed] the middle of the {scene}.
 
 "It's ruined!" [moaned|groaned|screamed] {A}. {He A} wanted to [rip|tear|crumple] up the picture.
 
@@ -721,10 +720,10 @@ the blot a [twinkling|merry|friendly] eye. Next {he A} added {parts}. {B} painte
 end], {a color} {creature} with {a wear} was [strolling|prancing|marching] through the {scene}.
 
 The next day, {A}'s {person} [unrolled|unwrapped] the picture and laughed out loud. "I have seen [dozens|hundreds] of
-pictures, but none of them ever made me so [cheerful|jolly]!" And the picture was hung above the {place} [at once|that
-very hour].
+pictures, but none of them ever made me laugh [so hard|like this]!" And the picture was hung above the {place} [at
+once|that very hour].
 
-"[Next year|Next time], please spill something again," {A} whispered to {B}, and both of them [giggled|snickered].
+"[Next year|Next time], please spill something again," {A} whispered to {B}, and both of them [giggled|chuckled].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #a15eeb34
@@ -743,8 +742,9 @@ wares / gift: cheese / a chunk of cheese | honey / a jar of honey | nuts / a bag
 They [strolled|squeezed] past one stall after another. Then {A} [spotted|noticed] {sight} and stopped to watch. When
 {A} turned around at last, {B} was gone. {A} saw nothing but strangers, [elbows|coats], and [baskets|bags].
 
-"{B}! Where are you?" shouted {A}, but [it was too noisy|nobody replied]. {His A} [chin|lip] quivered. Then {A}
-remembered the {spot}. It had to be [nearby|close], but {he A} was too [short|small] to see over the crowd.
+"{B}! Where are you?" shouted {A}, but [the crowd was too noisy|nobody replied]. {His A} [chin|lip] quivered. Then {A}
+remembered the {spot}. It had to be [nearby|close], but {he A} was too [short|small] to see past the stalls and the
+people.
 
 {A} took a deep breath and [marched|stepped] up to a woman who sold {wares}. "Excuse me, please. Where is the {spot}?"
 
@@ -777,7 +777,7 @@ so {he A} hid it {hide}. "Nobody will [miss|need] it," {he A} thought.
 On {day}, {A} went to the library with {B}. "Is the book about {topic} here?" {B} asked the librarian
 [eagerly|hopefully]. "I have waited for it all [summer|month]."
 
-"I am afraid not," said the librarian. "It is due today, but nobody returned it."
+"I am afraid not," said the librarian. "It is due today, but nobody has returned it."
 
 {B}'s chin [quivered|wobbled]. "I only wanted to learn {fact}," {he B} [murmured|said sadly].
 
@@ -798,9 +798,9 @@ done, we will [swap|trade]," said {A}, "and then we will give both of them back.
 BOOK['broken bridge'] = read_plot('''
 dish: pancakes | scones | waffles | biscuits | crepes | fritters
 jar / topping: pot of honey / honey | bottle of maple syrup / maple syrup | jar of blackberry jam / blackberry jam
-    | jar of marmalade / marmalade | tub of butter / butter | bowl of applesauce / applesauce
+    | jar of marmalade / marmalade | tub of butter / butter | jar of applesauce / applesauce
 cause: a flood | a fierce storm | a runaway raft | drifting ice
-beam: plank | log | board | tree trunk
+beam: plank | beam | board | ladder
 cord: rope | clothesline | cord
 ---
 {A} lived on one side of the stream, and {B} lived on the other. Every [Sunday|Saturday], {B} made {dish}, {A} came
@@ -812,15 +812,15 @@ over the little bridge with {a jar}, and they had breakfast together. But one [f
 "I don't know!" {B} called back. "The stream is too cold and too [swift|wild] for wading. And I can't eat {dish}
 without {topping}!"
 
-{A} [paced|walked] up and down and thought. Then {he A} [dragged|hauled] a long {beam} from the barn and pushed it out
-over the stream. But before it reached the other side, the far end [tipped|dipped] down. "I can't hold it up alone!"
+{A} [paced|walked] up and down and thought. Then {he A} [dragged|hauled] a long {beam} from {his A} barn and pushed it
+out over the stream. But before it reached the other side, the far end [tipped|dipped] down. "I can't hold it up alone!"
 {A} [grunted|gasped].
 
 "Then let me help!" called {B}. "Tie something to it and throw me the other end!"
 
 {A} found {a cord} in the barn, tied it on, and threw. [Splash|Plop]! {A} threw again, and this time {B}
 [grabbed|caught] the {cord}. {A} pushed, {B} pulled, and [inch by inch|bit by bit], the {beam} slid across. Then they
-[wedged|piled] rocks against both ends, so that it could not [wobble|roll].
+[wedged|piled] rocks against both ends, so that it could not [wobble|slip].
 
 With the {jar} in {his A} backpack, {A} crawled over to {B}.
 
@@ -840,21 +840,21 @@ supper: noodles | dumplings | waffles | potatoes | omelets | meatballs
 {A} and {B} sat on the {place} with a fishing rod and a can of {bait}. At last, the line [jerked|twitched], and {A}
 caught a {fish}. "Let's [roast|grill|fry] it for supper!" {he A} [shouted|yelled].
 
-{B} [lowered|dropped] the {fish} into a pail of water. Round and round it swam, bumping against the [sides|rim]. "It is
-no longer than my [thumb|finger], {A}," said {B}.
+{B} [lowered|dropped] the {fish} into a pail of water. Round and round it swam, bumping against the [sides|walls]. "It
+is no longer than my [thumb|finger], {A}," said {B}.
 
 {A} [knelt|bent] down, and two [round|scared] eyes looked back. "Go and grow up, little {fish}," {he A} said. They
-tipped the pail, and with a [flick|swish] of its tail, the {fish} [darted|vanished] into the [reeds|deep].
+tipped the pail, and with a [flick|swish] of its tail, the {fish} [darted|vanished] into the [reeds|deep water].
 
-For supper, {A} and {B} had {supper}, and they tasted [better|nicer] than any fish.
+For supper, {A} and {B} had {supper}, and the {supper} tasted [better|nicer] than any fish.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #a88c35f6
 BOOK['nest'] = read_plot('''
 bird / egg: robin / blue | sparrow / speckled | wren / white | finch / pale green | titmouse / freckled
-thing / plan: rain boot / splash through the puddles | watering can / water the tulips | straw hat / pick blueberries
+thing / plan: flowerpot / plant a sunflower | watering can / water the tulips | straw hat / pick blueberries
     | bicycle basket / pedal to the library | backpack / hike to the waterfall | sand pail / build a sandcastle
-danger / fix: rain dripped through the porch roof / opened an umbrella above the nest
+danger / fix: rain dripped through the porch roof / tied an open umbrella above the nest
     | a stray cat prowled around the porch / spread thorny branches on the steps
     | a chilly gale blew across the porch / hung a quilt on the railing to stop the wind
     | the scorching sun blazed down on the porch / hung up a bedsheet to make some shade
@@ -887,11 +887,11 @@ it was. "Maybe they will come again next year," {he A} said [hopefully|with a sm
 # %% ../nbs/01_storybook.ipynb #d35fccce
 BOOK['hide and seek'] = read_plot('''
 count: twenty | thirty | fifty | sixty | eighty
-spot: wardrobe | broom closet | wicker trunk | linen chest | cupboard
+spot: wardrobe | broom closet | wicker trunk | wooden chest | cupboard
 clothes: towels | quilts | raincoats | shawls | sheepskins
 first: under the stairs | behind the piano | beneath the bed | behind the curtains
 second: in the bathroom | in the pantry | on the balcony | in the workshop
-noise: lawn mower | tractor | grizzly bear | freight train | motorboat
+noise: lawn mower | tractor | cement mixer | freight train | motorboat
 ---
 {B} [counted|slowly counted] to {count} while {A} [crept|crawled|squeezed] into the {spot}. "I am coming!" called {B}.
 
@@ -902,7 +902,7 @@ Now {B} felt [uneasy|anxious].
 followed the [rumble|odd sound] to the {spot} and opened it. There lay {A} on a heap of {clothes}, fast asleep and
 [snoring|snoring away].
 
-{A} [blinked|stretched|rubbed {his A} eyes]. "Did I win, {B}?" {he A} [mumbled|asked].
+{A} woke up and [blinked|stretched|rubbed {his A} eyes]. "Did I win, {B}?" {he A} [mumbled|asked].
 
 "You did," [giggled|chuckled] {B} in relief, "but your nose [gave you away|can't keep a secret]."
 ''')
@@ -913,7 +913,7 @@ token: smooth pebble | brass button | lucky acorn | pink seashell | glass bead |
 giver: grandmother | grandfather | godmother | godfather | aunt | uncle
 animal: whale | owl | zebra | camel | penguin | koala
 task: built a castle out of blocks | painted a dinosaur | shaped a crocodile out of clay
-    | sang a song about a pirate | glued paper leaves on a giant tree | learned a poem about a caterpillar
+    | sang a song about a pirate | glued leaves on a paper tree | learned a poem about a caterpillar
 ---
 It was the first day of school, and {A}'s stomach [fluttered|ached]. At the [door|gate], {A}'s {giver}
 [slipped|pressed] {a token} into {his A} hand. "[Squeeze it|Hold it tight] when you feel afraid. There is courage in
@@ -922,14 +922,14 @@ it."
 Inside, there were [dozens|hundreds] of new faces. {A} hung {his A} coat on a hook with a picture of {a animal} and
 squeezed the {token}. It helped a little.
 
-Then {A} heard a [sob|sniff]. A {boy B} sat [under the coats|on the bench], with a [pale|blotchy] face and wet cheeks.
+Then {A} heard a [sob|sniff]. A {boy B} sat [under the coats|on a bench], with a [pale|blotchy] face and wet cheeks.
 
 "I am {A}. Who are you?" asked {A}.
 
 "{B}," the {boy B} [whispered|mumbled]. "And I want to go home."
 
-{A} knew that feeling. {He A} [hesitated|paused], for the {token} was {his A} only treasure. Then {A} held it out.
-"Squeeze this, {B}. It is full of courage."
+{A} knew that feeling. {He A} [hesitated|paused], for the {token} was all the courage {he A} had. Then {A} held it
+out. "Squeeze this, {B}. It is full of courage."
 
 {B} squeezed it [hard|with both hands] and took a [slow|deep] breath. "I think it works," {he B} said, almost smiling.
 
@@ -939,7 +939,7 @@ much that the morning [flew by|seemed short].
 "Here is your {token}," said {B} [afterward|at the end]. "Weren't you afraid without it?"
 
 "No," said {A}, [astonished|amazed]. "How odd! I gave my courage away, and now I have more than before." And they
-skipped out of the door [arm in arm|hand in hand].
+skipped out the door [arm in arm|hand in hand].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #b7a8f9f7
@@ -958,7 +958,7 @@ The new {machine} had come in an enormous cardboard box. Now the box stood empty
 
 "No, it is {a craft}!" said {B}. "I will travel {low}." They [argued|quarreled|bickered] until they were hoarse.
 
-"Fine," [huffed|snapped] {A}. "Then we will [split|divide] it." So they [cut|sawed] the box into two halves. {A} glued
+"Fine," [huffed|snapped] {A}. "Then we will [split|divide] it." So they [cut|sawed] the box in two. {A} glued
 {knobs} on one half, and {B} fastened {round} to the other half. Neither of them [spoke|said a word].
 
 But half a box is [too short|not very comfortable]. When {A} sat down, {his A} legs stuck out. {B}'s half had no back
@@ -969,10 +969,10 @@ wall, so it [sagged|flopped over|leaned] and squashed {his B} hair.
 
 "It is [drafty|gloomy] in half {a craft}," {B} [replied|answered].
 
-So they [shoved|slid] the two halves together, and {B} closed the gap with [sticky|silver|wide] tape. {A} took the front
-seat, and {B} took the seat behind {him A}. "First we will travel {high}," said {A}.
+So they [shoved|slid] the two halves together, and {B} closed the gap with [sticky|silver|wide] tape. {A} sat in
+front, and {B} sat right behind {him A}. "First we will travel {high}," said {A}.
 
-"And then {low}," said {B}. "No other [machine|vehicle] in the world can do both!"
+"And then {low}," said {B}. "No other [vehicle|contraption] in the world can do both!"
 
 [Three, two, one|Ready, steady, go]! They traveled until supper, [humming|buzzing|rumbling] all the way, and nobody
 wanted half of anything ever again.
@@ -988,11 +988,11 @@ second: a bear snoring | a gorilla moving the furniture | a cart on a cobbled st
 third: a cat purring | a beehive | a sleepy old man muttering | a spinning top
 ---
 {A} and {B} were brother and sister. They slept in a bunk bed, {A} on top and {B} below. One [sultry|muggy] night, a
-flash turned the whole room white. Boom! The [windowpanes|walls] rattled.
+flash turned the whole room white. Boom! The [windowpanes|shutters] rattled.
 
 "{A}!" [shrieked|screamed] {B}. "The sky is [exploding|cracking open|falling down]!"
 
-{A} was scared, too, but {he A} climbed down with {his A} [flashlight|blanket] and {his A} plush {plush}. {A} and {B}
+{A} was scared, too, but {he A} climbed down with {his A} [thin|soft] blanket and {his A} plush {plush}. {A} and {B}
 built a cave out of {cave} and crawled inside.
 
 "Grandpa taught me a trick," said {A}. "First comes the lightning, and then comes the thunder. We count the seconds
@@ -1012,15 +1012,15 @@ The next time, {B} counted to [fifteen|sixteen|eighteen]. Far away, the thunder 
 
 Now there was only the rain, [pattering|drumming] on the roof. {A} counted to [thirty|forty|fifty], but no thunder
 came. "It is over, {B}," said {A}. There was no answer. {B} lay curled up around the {plush}, fast asleep. {A} felt
-[very grown-up|proud and calm], spread a [sheet|quilt] over {B}, and closed {his A} eyes, too.
+[very grown-up|proud and calm], [gently|quietly] spread the blanket over {B}, and closed {his A} eyes, too.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #5faea014
 BOOK['moon in the water'] = read_plot('''
-water: fountain | barrel | puddle | trough | fishpond | swimming pool
+water: birdbath | barrel | puddle | trough | fishpond | swimming pool
 tool: sieve | ladle | colander | butterfly net | soup plate | saucepan
 above: chimney | steeple | barn roof | treetops | windmill | hilltop
-hushed: frogs | owls | bats | nightingales
+hushed: frogs | owls | crickets | nightingales
 ---
 One [calm|mild|cloudless] night, {A} [tiptoed|strolled] outside with {B} and stared into the {water}. "[Goodness|Oh my],
 {B}! The moon has fallen in!" [gasped|cried] {A}.
@@ -1045,31 +1045,31 @@ spot / folk: the soccer field / sweaty players | the building site / dusty build
 cart: wheelbarrow | handcart | shopping cart | baby carriage
 bank: piggy bank | cookie tin | pickle jar | cigar box
 ---
-On the hottest day of [July|August], {A} and {B} wanted to earn money for {a goal}. They squeezed [twenty|thirty]
-lemons, added {flavor}, and opened a lemonade stand in front of {A}'s house.
+On the hottest day of [July|August], {A} and {B} wanted to earn the last few dollars for {a goal}. They
+squeezed [twenty|thirty] lemons, added {flavor}, and opened a lemonade stand in front of {A}'s house.
 
-They waited and waited. A [wasp|fly] came, and nobody else. The ice cubes began to melt. "Our lemonade must be
+They waited and waited. A [wasp|fly] came, and nobody else. The ice began to melt. "Our lemonade must be
 [dreadful|horrible]," said {A}. "Let's pour it away."
 
 {B} took a [sip|gulp]. "No, it is [delicious|perfect]!" {he B} said. "But look at this street, {A}. There is nobody
 here to drink it."
 
-{A} looked [left and right|up and down]. It was true. The [lane|sidewalk] was empty. "Then we must go where people are
-thirsty," {A} said slowly. "But where?"
+{A} looked [left and right|up and down the street]. The [whole block|sidewalk] was empty. "Then we must go
+where people are thirsty," {A} said slowly. "But where?"
 
 "At {spot}!" [cried|exclaimed] {B}.
 
 {A} [fetched|rolled] {a cart} from the [garage|shed]. They loaded it with the [jugs|pitchers], the cups, and {a bank}.
 The way was [bumpy|steep], so {A} pushed, and {B} made sure that not a drop was [spilled|wasted].
 
-At {spot}, {folk} were fanning their red faces. "Ice-cold lemonade! A [dime|nickel|quarter] for a cup!" {A}
+At {spot}, {folk} were fanning their red faces. "Cool lemonade! A [dime|nickel|quarter] for a cup!" {A}
 [hollered|bellowed]. Soon there was a long line. {A} poured [until {his A} arm ached|as fast as {he A} could], and {B}
 dropped coin after coin into the {bank}.
 
 When everything was sold, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
 
-{A} [beamed|grinned]. {He A} had saved one last cup of lemonade for the two of them. "I am glad we did not pour it
-away," {he A} said, and they drank it with two straws.
+{A} [beamed|grinned]. {He A} had saved one last cup for the two of them. "I am glad we did not pour it away," {he A}
+said, and they drank it with two straws.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #4fb90196
@@ -1080,7 +1080,7 @@ pal: chipmunk | blue jay | woodpecker | wood mouse | vole
 store: hollow log | rotten stump | hollow elm | dry cave
 ---
 In autumn, a squirrel named {A} gathered [heaps|piles] of {nuts}. {He A} buried them {spot}, [one by one|two by two],
-and swept [crackly|rusty|withered] leaves over them. "Will you find them again, {A}?" asked {B}, {a pal} who kept
+and swept [crackly|russet|withered] leaves over them. "Will you find them again, {A}?" asked {B}, {a pal} who kept
 {his B} own {nuts} in {a store}.
 
 "I never forget anything," [boasted|bragged] {A}.
@@ -1106,13 +1106,13 @@ were dizzy].
 
 # %% ../nbs/01_storybook.ipynb #8551190e
 BOOK['scary mask'] = read_plot('''
-look / horror: a green face and crooked fangs / fangs | a hairy face and curly horns / horns
+look / horror: a green face and crooked fangs / fangs | a red face and curly horns / horns
     | a purple face and bulging eyes / bulging eyes | a wrinkled face and warty ears / warty ears
     | a scaly face and jagged teeth / jagged teeth
 costume: bumblebee | knight | astronaut | wizard | lobster | clown
 hide: hedge | woodpile | wheelbarrow | rosebush | rain barrel
 shoes: sneakers with yellow laces | sandals with blue buckles | slippers with pompoms | rubber boots with ladybugs
-charm: a pink ribbon | a daisy chain | a feather | a spotted bow tie | a string of beads
+charm: a pink ribbon | a daisy chain | a peacock feather | a spotted bow tie | a string of beads
 ---
 {A} came to {B}'s costume party as {a costume}. The door [flew|swung] open, and there stood a creature with {look}!
 "[Grr|Rah]!" it [growled|snarled].
@@ -1127,7 +1127,7 @@ The creature [stomped|lumbered] after {him A}. {A} did not dare to look up, so {
 The creature pulled off its head. It was only a mask, and under it was {B}, hot and [sweaty|flushed]. "I made it out
 of [newspaper|cardboard] and paste," said {B}. "It was meant as a joke. I am sorry that I [scared|upset] you, {A}."
 
-"May I [hold|try] it?" asked {A}. {He A} turned the mask around. From the inside, it was nothing but [wrinkles|bumps]
+"May I [hold|see] it?" asked {A}. {He A} turned the mask around. From the inside, it was nothing but [wrinkles|bumps]
 and two holes. Now that {A} knew how it was made, even the {horror} looked [silly|harmless].
 
 "But the [little|shy] guests don't know that," said {B}. So {A} and {B} fastened {charm} to the mask. And every guest
@@ -1139,7 +1139,7 @@ BOOK['new baby'] = read_plot('''
 bed: cradle | crib | bassinet
 game: checkers | leapfrog | dominoes | hopscotch | soccer
 toy: rattle | music box | rubber duck | tambourine
-cloth: sock | bib | washcloth | undershirt | pillowcase
+cloth: nightcap | woolly hat | towel | undershirt | pillowcase
 helper: dad | grandma | grandpa
 ---
 There was a new baby in the house where {A} and {B} lived. Everyone tiptoed around its {bed}, and nobody had time for
@@ -1147,20 +1147,20 @@ There was a new baby in the house where {A} and {B} lived. Everyone tiptoed arou
 
 "It is new here," said {B}. "[Be patient|Give it time]."
 
-One [foggy|drizzly|dreary] afternoon, the baby [howled|bawled|wailed]. Mom rocked the {bed}. {Helper} sang a
+One [foggy|drizzly|dreary] afternoon, the baby [howled|bawled|wailed]. Mom rocked it in her arms. {Helper} sang a
 [lullaby|song]. {B} danced around with {a toy}. Nothing helped. The baby's face was as red as a
 [beet|radish|strawberry].
 
 {A} [stomped|marched] into the room to complain about the [noise|din]. But {he A} did not see the laundry basket. {A}
-[stumbled|tripped] over it, the clothes flew [through the air|everywhere], and {a cloth} landed on {his A} head!
+[stumbled|tripped] over it, the washing flew [through the air|everywhere], and {a cloth} landed on {his A} head!
 
 The baby [hushed|fell silent] and stared. "Do that again, {A}," whispered {B}.
 
 {A} pulled the {cloth} down to {his A} nose and [waddled like a goose|hopped like a toad|stalked like a stork]. The baby
 [gurgled|hiccupped], and then it laughed! It was the very first laugh of its life.
 
-"No one else could do that," said {B}. The baby's [tiny|dimpled] fingers curled around {A}'s thumb and held it
-[tightly|firmly].
+"No one else could do that," said {B}. The baby reached out, and its [tiny|dimpled] fingers curled around
+{A}'s thumb and held it [tightly|firmly].
 
 "I suppose you need me, baby," said {A}, and {his A} [anger|grumpy mood] was gone. From that day on, whenever the baby
 cried, {B} brought {A} the {cloth}.
@@ -1170,7 +1170,7 @@ cried, {B} brought {A} the {cloth}.
 BOOK['stubborn donkey'] = read_plot('''
 animal: donkey | pony | mule
 load / goal: sacks of flour / the bakery | cans of milk / the dairy | bundles of firewood / the inn
-    | bales of wool / the weaver | tubs of pickles / the grocery store
+    | bales of wool / the weaving mill | tubs of pickles / the grocery store
 stop: halfway up the hill | at the crossroads | beside the vineyard | in front of the windmill
     | under the chestnut trees
 bribe: turnip | sugar lump | bread crust | corncob | juicy apple
@@ -1180,8 +1180,8 @@ cloth: handkerchief | bandana | scarf
 {A} and {B} had to bring {load} to {goal}, and a [gray|shaggy] {animal} carried them on its back. But {stop}, the
 {animal} [halted|froze]. It would not take another step.
 
-"[Giddy-up|Get going], you [lazybones|slowpoke]!" [scolded|ordered] {A} and [tugged|yanked] at the reins, while {B}
-shoved from behind. {A} dangled {a bribe} in front of the {animal}'s nose, but it only flattened its ears and
+"[Giddy-up|Get going], you [lazybones|slowpoke]!" [scolded|ordered] {A}, [tugging|yanking] at the reins, while {B}
+shoved from behind. {A} held {a bribe} under the {animal}'s nose, but it only flattened its ears and
 [snorted|stamped].
 
 "What a stubborn [beast|creature]!" [fumed|grumbled] {A}. "We will be stuck here until [midnight|Christmas]."
@@ -1196,18 +1196,18 @@ in its hoof!"
 {He A} [stroked|scratched] its mane while {B} pulled out the {thorn} and wrapped {his B} {cloth} around the hoof. The
 {animal} [nuzzled|nudged] {A}'s shoulder.
 
-{A} gave it the {bribe} and let it rest. Then it [set off|walked on] by itself, and by [sundown|dusk], they reached
-{goal}.
+{A} gave it the {bribe} and let it rest. Then it [set off|walked on] without a single tug, and by [sundown|dusk], they
+reached {goal}.
 
 "Next time, I will ask why before I [scold|shout]," said {A}, and {B} [patted|squeezed] {his A} arm.
 ''')
 
 # %% ../nbs/01_storybook.ipynb #32b1f922
 BOOK['wrong house'] = read_plot('''
-who / item / thanks: clockmaker / tiny wheels / let them wind up the cuckoo clock
+who / item / thanks: clockmaker / tiny wheels / let them wind up a cuckoo clock
     | violinist / new strings / played a lively tune for them
-    | seamstress / spools of silk / sewed a star on their sleeves
-    | beekeeper / new lids / gave each of them a spoonful of honey
+    | seamstress / spools of silk / sewed stars on their sleeves
+    | beekeeper / honey jars / gave each of them a spoonful of honey
     | cobbler / shiny buckles / polished their shoes until they gleamed
     | toymaker / glass eyes / let them try out a rocking horse
     | florist / tulip bulbs / tied a bunch of violets for them
@@ -1257,14 +1257,14 @@ Then {pet} hung upside down from the twig and turned into a hard little bundle. 
 
 "No, {A}," said {B}. "{pet} is changing in there."
 
-Two weeks later, the bundle split. Out [wriggled|struggled] a butterfly! It had {wings}. "Now I can [admire|keep] you
+Two weeks later, the bundle split. Out [wriggled|crawled] a butterfly! It had {wings}. "Now I can [admire|keep] you
 forever, {pet}," said {A}. But the butterfly beat against the glass, again and again.
 
 "{pet} wants to [get out|be free], {A}," said {B} [gently|quietly].
 
-{A} felt a lump in {his A} throat. "If I open it, I will lose {pet}," said {A}. For a long time, {he A} did not move.
-Then {he A} carried the {glass} outside and took off the net. {pet} rested on {A}'s [thumb|wrist|sleeve] for a second
-and soared [into the sunshine|over the rooftops].
+{A} felt a lump in {his A} throat. "If I open the {glass}, I will lose {pet}," said {A}. For a long time, {he A} did not
+move. Then {he A} carried the {glass} outside and took off the net. {pet} rested on {A}'s [thumb|wrist|sleeve] for a
+second and soared [into the sunshine|over the rooftops].
 
 The next day, {A} and {B} sat near the {bush}. "Look who is visiting us, {A}!" said {B}. There were the {wings}!
 
@@ -1284,21 +1284,21 @@ horn: kazoo | bugle | tin whistle | trombone | trumpet
 ---
 {A} and {B} had put up a circus tent made of {cloth}. Their {crowd} sat on {seats}, and each ticket had cost {a fee}.
 {A} was the lion tamer, and {B} was the ringmaster. The lion was {A}'s {pet}, in a mane of {mane}. All week, it had
-[leaped|sailed] through the hoop for a bite of {snack}.
+[leaped|sailed] through a hoop for a bite of {snack}.
 
 {B} played a [loud|grand] fanfare on {a horn}. "Ladies and gentlemen, here comes the [fiercest|wildest] lion on earth!"
 {he B} [announced|boomed].
 
 {A} held up the hoop. "Jump, lion!" {he A} [commanded|ordered]. But the {pet} had [secretly|already] gobbled up all the
-{snack}. It lay down and closed its [drowsy|sleepy] eyes. Someone [snickered|coughed|booed]. {A}'s ears [glowed|turned
+{snack}. It lay down and closed its [drowsy|sleepy] eyes. Someone [snickered|coughed|giggled]. {A}'s ears [glowed|turned
 red]. "Help me, {B}!" {he A} [pleaded|hissed].
 
 {B} thought [quickly|for a second] and put a finger to {his B} lips. "Quiet, everyone! This lion eats anybody who wakes
-it," {he B} whispered. "And now the [fearless|daring] {A} will go near it!"
+it," {he B} whispered loudly. "And now the [fearless|daring] {A} will go near it!"
 
-{A} understood. With the hoop in one hand, {he A} [sneaked|crept] up to the lion. Just then, the {pet} yawned. {A}
-[slipped|put] {his A} other hand between its teeth and pulled it out again. "All five fingers are still there!" {he A}
-shouted.
+{A} understood. With the hoop in one hand, {he A} [sneaked|crept] up to the lion. Just then, the {pet} yawned in its
+sleep. {A} [slipped|put] {his A} other hand between its teeth and pulled it out again. "All five fingers are still
+there!" {he A} declared.
 
 The {crowd} clapped and [stamped|whistled] so [wildly|loudly] that the {pet} woke with a start. It [sprang|shot] up and
 jumped straight through the hoop!
