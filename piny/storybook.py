@@ -180,12 +180,13 @@ tool / used: ladder / climbed the ladder and lifted the kite down | rake / pulle
 [Once upon a time, there was|There once was] a little {boy A} named {A}. {A} had a friend named {B}. {A} and {B} played
 with {A}'s {color} kite {near}. {A} held the string, and the kite went up, up, up.
 
-Then [a big wind came|the wind blew hard|a strong wind blew]. The string slipped away from {A}, and the kite got stuck in {a
+Then [a big wind came|the wind blew hard|a strong wind blew]. The string slipped away from {A}, and the kite got
+stuck in {a
 tree} tree. {A} jumped, but {he A} could not reach it. {A} was [sad|upset|close to tears].
 
 "[Don't worry|Wait here|I can help], {A}. My {parent} has a {tool}," said {B}.
 
-So {B} ran home [quickly|fast] and came back with {his B} {parent}, who {used}.
+So {B} ran home and came back with {his B} {parent}, who {used}.
 
 "[You saved my kite|My kite is safe]! Thank you both!" said {A}, and {B} smiled.
 
@@ -336,7 +337,7 @@ A} [knees shook|hands shook|heart beat fast].
 The farmer tied the rope around {A}, and {B} gave {him A} the {light}. "I will talk to you all the way," {B} promised.
 
 Down and down went {A}. It was [damp|cold] and [dark|gloomy], but {he A} could hear {B}'s voice. At the bottom, the
-light fell on a tiny {animal} that [shivered|trembled]. {A} tucked it into {his A} {coat}. "You are safe now," {he A}
+light fell on a [shivering|trembling] {animal}. {A} tucked it into {his A} {coat}. "You are safe now," {he A}
 [whispered|told it]. Then the farmer and {B} pulled [with all their strength|as hard as they could] until {A} was out.
 The {animal} ran to its mother.
 
@@ -378,13 +379,13 @@ Every morning, {A} hurried outside to look. There was [only dirt|nothing but soi
 {A} [frowned|groaned] but put the shovel away. [Two|Three|Four] days later, a tiny green leaf stood in the sunlight.
 "It's alive!" {A} [yelled|cried|exclaimed]. "I am so glad you stopped me, {B}."
 
-But the summer was hot, and no rain fell. The leaves began to [droop|wilt|hang down]. "Our plant is thirsty," said {B}.
+But the summer was hot, and no rain fell. The leaves began to [droop|wilt]. "Our plant is thirsty," said {B}.
 So every evening, {A} and {B} carried [heavy|full] buckets from the {water}. Their arms ached, but [slowly|little by
 little|day by day], the leaves [recovered|stood up again].
 
 At the end of the summer, there was {crop} {corner}. {A} and {B} {shared}.
 
-"[Waiting was the hardest part|Waiting was harder than the buckets]," said {A}, "but it was worth it." And {he A} kept
+"[Waiting was the hardest part|Waiting was harder than carrying the buckets]," said {A}, "but it was worth it." And {he A} kept
 [one seed|a few seeds|a handful of seeds] for next year.
 ''')
 
@@ -446,7 +447,8 @@ hide: behind the sofa | under a cushion | behind the curtain | in a drawer
 B} {maker} had made it. "Please don't throw the ball in here," said {B}, and {he B} went to [get some juice|cut an
 apple|pour some milk].
 
-"One [little|quick] throw can't hurt," {A} [whispered|said softly]. But {he A} threw it [too high|too hard]. Crash! The {item}
+"One [little|quick] throw can't hurt," {A} [whispered|said softly]. But {he A} threw it [too high|too hard]. Crash!
+The {item}
 fell down and broke into [three|four|five] pieces.
 
 {A}'s heart [sank|pounded]. "{B} will never [speak to|play with] me again," {he A} thought. [Quickly|At once], {he A}
@@ -594,7 +596,7 @@ BOOK['zoo monkey'] = read_plot('''
 thing: cap | straw hat | map | scarf | bonnet | mitten | handkerchief | bracelet
 ape: monkey | chimp | baboon | gibbon | orangutan
 perch: tire swing | rocky ledge | favorite branch | hammock
-move: waved | yawned | bowed | saluted | danced | sneezed
+move: waved | yawned | bowed | saluted | danced | clapped
 fruit: banana | pear | peach | plum | tangerine | apricot
 ---
 {A} and {B} were at the zoo. {A} stood [too close|too near] to the bars. A [hairy|furry|long] arm shot out, and {a ape}
@@ -603,8 +605,8 @@ fruit: banana | pear | peach | plum | tangerine | apricot
 "Give it back, you [thief|robber|rascal]!" [shouted|demanded] {A}, but the {ape} [chattered|screeched|cackled].
 
 "[Hush|Wait], {A}. Maybe it is a copycat," said {B}. {B} {move}, and the {ape} {move}, too. Then {B} took {a fruit} out
-of {his B} [bag|pocket|lunch box] and [tossed|threw] it to {A}. The {ape} [tilted its head|scratched its chin]. Then it
-[hurled|flung] the {thing} to {A}!
+of {his B} [bag|pocket|lunch box] and [passed|handed] it to {A}. The {ape} [tilted its head|scratched its chin]. Then it
+[tossed|threw] the {thing} to {A}!
 
 "[You are so clever|What a clever trick|You are a genius], {B}!" cried {A}. {He A} [gladly|gratefully] gave {B} the
 bigger half of the {fruit}.
@@ -1095,7 +1097,7 @@ quietly. "But come in and eat. There is enough for two." So they shared {B}'s {n
 When the snow [melted|thawed], {B} called, "{A}, come quickly!" {Spot}, a [crowd|row] of tender sprouts was
 [poking|pushing] out of the earth. They were [baby|newborn] {tree} trees!
 
-"My {nuts}!" [gasped|stammered] {A}. "They were here all the time, and I had forgotten the place. I called you a
+"My {nuts}!" [gasped|stammered] {A}. "They were here all along, and I had forgotten the place. I called you a
 [thief|robber], {B}, and you fed me. Can you forgive me?"
 
 "I already have," said {B}. "And one day, these trees will feed [the whole forest|us all]."
@@ -1128,9 +1130,9 @@ The creature pulled off its head. It was only a mask, and under it was {B}, hot 
 of [newspaper|cardboard] and paste," said {B}. "It was meant as a joke. I am sorry that I [scared|upset] you, {A}."
 
 "May I [hold|see] it?" asked {A}. {He A} turned the mask around. From the inside, it was nothing but [wrinkles|bumps]
-and two holes. Now that {A} knew how it was made, even the {horror} looked [silly|harmless].
+and two holes. "Now that I know how it was made, it looks [silly|harmless]," said {A}, "even the {horror}."
 
-"But the [little|shy] guests don't know that," said {B}. So {A} and {B} fastened {charm} to the mask. And every guest
+"But the other guests don't know how it was made," said {B}. So {A} and {B} fastened {charm} to the mask. And every guest
 who came that [afternoon|evening] first [jumped|gasped], then [chuckled|giggled], and went in [cheerfully|merrily].
 ''')
 
@@ -1242,7 +1244,7 @@ you]," said {A}. [Bang, bang, bang|Tap, tap, tap]! Never again did a parcel lose
 # %% ../nbs/01_storybook.ipynb #37a8e606
 BOOK['caterpillar'] = read_plot('''
 look: plump | hairy | fuzzy | striped | velvety
-plant: parsley | milkweed | cabbage | willow | birch
+plant: parsley | nettle | cabbage | willow | birch
 pet: Noodle | Pickle | Button | Zigzag | Sprout
 glass: candy jar | fishbowl | glass tank | glass vase
 wings: orange wings with black dots | blue wings with silver edges | copper wings with violet spots
@@ -1262,8 +1264,8 @@ forever, {pet}," said {A}. But the butterfly beat against the glass, again and a
 
 "{pet} wants to [get out|be free], {A}," said {B} [gently|quietly].
 
-{A} felt a lump in {his A} throat. "If I open the {glass}, I will lose {pet}," said {A}. For a long time, {he A} did not
-move. Then {he A} carried the {glass} outside and took off the net. {pet} rested on {A}'s [thumb|wrist|sleeve] for a
+{A} felt a lump in {his A} throat. "If I take off the net, I will lose {pet}," said {A}. For a long time, {he A} did not
+move. Then {he A} carried the {glass} outside and lifted the net. {pet} rested on {A}'s [thumb|wrist|sleeve] for a
 second and soared [into the sunshine|over the rooftops].
 
 The next day, {A} and {B} sat near the {bush}. "Look who is visiting us, {A}!" said {B}. There were the {wings}!
