@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import piny
 from .checkpoint import choose_checkpoint, load_trainer, read_state, set_aside, snapshot, tidy, write_checkpoint
-from .dataset import Tokens, batch, prepare, story_numbers, token_stories, window_starts
+from .dataset import Tokens, batch, data_card, prefetched, prepare, story_numbers, token_stories, window_starts
 from .evaluation import ratios, score_stories
 from .model import ModelConfig, Piny, find_checkpoint, from_llama, make_tables, read_json
 from .optimizer import build_optimizers, learning_rate
@@ -267,7 +267,7 @@ def describe_run(
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             revision = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=source, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     versions = dict(piny=piny.__version__, python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__)
-    return dict(config=dataclasses.asdict(config), data=json.loads((data/'data.json').read_text(encoding='utf-8')),
+    return dict(config=dataclasses.asdict(config), data=data_card(data),
                 processes=n_processes, launch=launch_name(), revision=revision, versions=versions)
 
 # %% ../nbs/14_training.ipynb #4a4825d0
@@ -487,6 +487,9 @@ def train(
         forward = maybe_compile(model, config, device, micro)
         if world.size > 1:
             forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == 'cuda' else None)
+        firsts = (step * rows + (i * world.size + world.rank) * micro for step in itertools.count(begun) for i in range(accumulations))
+        batches = prefetched((batch(tokens, starts, range(n, n + micro), config.seq_len, config.seed) for n in firsts), pin=device.type == 'cuda')
+        stack.callback(batches.close)
         bar = stack.enter_context(tqdm(total=config.max_steps, initial=begun, unit='step', disable=not main, dynamic_ncols=True))
         writer = stack.enter_context(ThreadPoolExecutor(1))
 
@@ -514,8 +517,7 @@ def train(
 
             loss = torch.zeros((), device=device, dtype=kind)
             for i in range(accumulations):
-                first = done * rows + (i * world.size + world.rank) * micro
-                ids, targets = (t.to(device) for t in batch(tokens, starts, range(first, first + micro), config.seq_len, config.seed))
+                ids, targets = (t.to(device, non_blocking=True) for t in next(batches))
                 with contextlib.nullcontext() if world.size == 1 or i == accumulations - 1 else forward.no_sync():
                     with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config, device)):
                         part = forward(ids, targets, doc_ids=story_numbers(ids) if config.packing == 'stories' else None) / accumulations
