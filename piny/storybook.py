@@ -93,7 +93,7 @@ BOOK['lost toy'] = read_plot('''
 color: red | blue | green | yellow | orange | purple
 toy / kind: ball / ball | car / toy car | boat / toy boat | truck / toy truck | train / toy train
     | plane / toy plane
-pet: puppy | kitten | dog | cat
+pet: puppy | dog | poodle | terrier
 where: in the mud | in the soft soil | on the dusty path | in the snow
 place: behind the shed | under the big tree | by the garden gate | behind the bushes
 ---
@@ -108,8 +108,8 @@ to play with their [shiny|small|new] {color} {kind}. But [one day|one morning|on
 
 "[Don't worry|Don't be sad|Cheer up], {A}. Let's look for a clue," said {B}.
 
-Outside, {A} and {B} saw paw prints {where}. {A} and {B} followed the prints and looked {place}. There sat a
-[brown|white|black] {pet} with the {color} {toy}! The {pet} only wanted to play.
+Outside, {A} and {B} saw paw prints {where}. {A} and {B} followed the prints and looked {place}. There lay a
+[brown|white|black] {pet} beside the {color} {toy}! The {pet} only wanted to play.
 
 Then {A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was happy again, and {A} and {B} played with
 the {pet} [until dinner|for a long time|for the rest of the day].
@@ -618,10 +618,10 @@ ail / check: a sore throat / peered at its throat | an earache / looked into its
     | a nasty cough / listened to its chest | a fever / felt its forehead | a stomachache / tapped its tummy
     | a bad cold / felt its neck
 toy: teddy bear | plush elephant | stuffed monkey | cloth donkey | woolly panda
-medicine: cherry syrup | peppermint drops | chalky tablets | bitter powder
+medicine: cherry syrup | herbal drops | chalky tablets | bitter powder
 prize: paper medal | satin ribbon | tinfoil star | cardboard crown
 ---
-{A} had {ail}. "Will the checkup [hurt|pinch], {B}?" asked {A}, [fidgeting|squirming] in the doctor's waiting room.
+{A} had {ail}. "Will it hurt, {B}?" asked {A}, [fidgeting|squirming] in the [doctor's|crowded] waiting room.
 
 The door opened. "My {toy} can go first," {B} told the doctor. "It has {ail}, too."
 
@@ -630,8 +630,8 @@ The doctor [winked|nodded], turned to the {toy}, and {check}. "[Excellent|Splend
 The {toy} had not even [flinched|wriggled]. So {A} [clutched|gripped] {B}'s hand and took {his A} turn. It only
 tickled!
 
-{A} swallowed {medicine} every day, and {B}'s {toy} pretended to. By [Wednesday|Thursday], both patients were
-[healthy|cheerful]. {A} gave {a prize} to the {toy}. "You showed me how," {A} said, and {B} [clapped|applauded].
+{A} took the {medicine} from the doctor every day, and {B}'s {toy} pretended to. By [Wednesday|Thursday], both patients were
+[healthy|well] again. {A} gave {a prize} to the {toy}. "You showed me how," {A} said, and {B} [clapped|applauded].
 ''')
 
 # %% ../nbs/01_storybook.ipynb #bb648594
@@ -773,8 +773,8 @@ hide: under the mattress | in the laundry basket | behind the radiator | in the 
 next: glaciers | submarines | deserts | jungles | lighthouses | caves
 ---
 {A} had borrowed a [thick|marvelous|splendid] book about {topic} from the library. {He A} read it [at
-breakfast|outdoors|upstairs] and in bed. But on {day}, the book had to go back. {A} could not [bear|stand] to lose it,
-so {he A} hid it {hide}. "Nobody will [miss|need] it," {he A} thought.
+breakfast|outdoors|on the sofa] and in bed. On {day}, the book had to go back. {A} could not [bear|stand] to lose it,
+so the night before, {he A} hid it {hide}. "Nobody will [miss|need] it," {he A} thought.
 
 On {day}, {A} went to the library with {B}. "Is the book about {topic} here?" {B} asked the librarian
 [eagerly|hopefully]. "I have waited for it all [summer|month]."
@@ -790,7 +790,7 @@ with the book under {his A} arm.
 turn, {B}."
 
 The librarian stamped the book for {B} and [winked|nodded] at {A}. "The same [author|writer] wrote another book," said
-the librarian and pulled it from the [highest|lowest] shelf. It was about {next}! {A} [beamed|could hardly believe it].
+the librarian and pulled it from the [highest|lowest] shelf. It was about {next}, and it looked just as good! {A} [beamed|clapped].
 
 Soon {A} and {B} sat on the [library steps|sidewalk]. {B} read about {topic}, and {A} read about {next}. "When we are
 done, we will [swap|trade]," said {A}, "and then we will give both of them back."
@@ -840,10 +840,10 @@ bait: worms | crickets | bread crusts | sweet corn | maggots
 supper: noodles | dumplings | waffles | potatoes | omelets | meatballs
 ---
 {A} and {B} sat on the {place} with a fishing rod and a can of {bait}. At last, the line [jerked|twitched], and {A}
-caught a {fish}. "Let's [roast|grill|fry] it for supper!" {he A} [shouted|yelled].
+caught a little {fish}. "Let's [roast|grill|fry] it for supper!" {he A} [shouted|yelled].
 
-{B} [lowered|dropped] the {fish} into a pail of water. Round and round it swam, bumping against the [sides|walls]. "It
-is no longer than my [thumb|finger], {A}," said {B}.
+{B} [lowered|dropped] the {fish} into a pail of water. Round and round it swam, bumping against the sides. "It
+is no longer than my [hand|shoe], {A}," said {B}.
 
 {A} [knelt|bent] down, and two [round|scared] eyes looked back. "Go and grow up, little {fish}," {he A} said. They
 tipped the pail, and with a [flick|swish] of its tail, the {fish} [darted|vanished] into the [reeds|deep water].
@@ -868,8 +868,8 @@ danger / fix: rain dripped through the porch roof / tied an open umbrella above 
 
 "But I need my {thing}!" [protested|grumbled] {A}.
 
-Just then, a {bird} [fluttered|swooped] down, [tilted|cocked] its head at {A}, and settled on the eggs. Its tiny heart
-throbbed. "All right," {A} [sighed|murmured]. "Keep it."
+Just then, a {bird} [fluttered|swooped] down, [tilted|cocked] its head at {A}, and settled on the eggs. It did
+not move. "All right," {A} [sighed|murmured]. "Keep it."
 
 "[You can borrow|I will lend you] my old {thing}," said {B}, "and then we can {plan}."
 
@@ -1048,13 +1048,12 @@ cart: wheelbarrow | handcart | shopping cart | baby carriage
 bank: piggy bank | cookie tin | pickle jar | cigar box
 ---
 On the hottest day of [July|August], {A} and {B} wanted to earn the last few dollars for {a goal}. They
-squeezed [twenty|thirty] lemons, added {flavor}, and opened a lemonade stand in front of {A}'s house.
+squeezed [twenty|thirty] lemons, added water, sugar and {flavor}, and opened a lemonade stand in front of {A}'s house.
 
 They waited and waited. A [wasp|fly] came, and nobody else. The ice began to melt. "Our lemonade must be
 [dreadful|horrible]," said {A}. "Let's pour it away."
 
-{B} took a [sip|gulp]. "No, it is [delicious|perfect]!" {he B} said. "But look at this street, {A}. There is nobody
-here to drink it."
+{B} took a [sip|gulp]. "No, it is [delicious|perfect]!" {he B} said. "But there is nobody here to drink it."
 
 {A} looked [left and right|up and down the street]. The [whole block|sidewalk] was empty. "Then we must go
 where people are thirsty," {A} said slowly. "But where?"
@@ -1062,13 +1061,13 @@ where people are thirsty," {A} said slowly. "But where?"
 "At {spot}!" [cried|exclaimed] {B}.
 
 {A} [fetched|rolled] {a cart} from the [garage|shed]. They loaded it with the [jugs|pitchers], the cups, and {a bank}.
-The way was [bumpy|steep], so {A} pushed, and {B} made sure that not a drop was [spilled|wasted].
+The way was [bumpy|steep]. {A} pushed carefully, and {B} made sure that not a drop was [spilled|wasted].
 
-At {spot}, {folk} were fanning their red faces. "Cool lemonade! A [dime|nickel|quarter] for a cup!" {A}
+At {spot}, {folk} were fanning their red faces. "Cool lemonade! A [half dollar|quarter] for a cup!" {A}
 [hollered|bellowed]. Soon there was a long line. {A} poured [until {his A} arm ached|as fast as {he A} could], and {B}
 dropped coin after coin into the {bank}.
 
-When everything was sold, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
+When the last guest was gone, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
 
 {A} [beamed|grinned]. {He A} had saved one last cup for the two of them. "I am glad we did not pour it away," {he A}
 said, and they drank it with two straws.
