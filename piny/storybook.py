@@ -599,10 +599,10 @@ perch: tire swing | rocky ledge | favorite branch | hammock
 move: waved | yawned | bowed | saluted | danced | clapped
 fruit: banana | pear | peach | plum | tangerine | apricot
 ---
-{A} and {B} were at the zoo. {A} stood [too close|too near] to the bars. A [hairy|furry|long] arm shot out, and {a ape}
+{A} and {B} were at the zoo. {A} stood too [close to|near] the bars. A [hairy|furry|long] arm shot out, and {a ape}
 [snatched|grabbed|swiped] {A}'s {thing}! It [climbed|scrambled] up to its {perch} and [grinned|stuck out its tongue].
 
-"Give it back, you [thief|robber|rascal]!" [shouted|demanded] {A}, but the {ape} [chattered|screeched|cackled].
+"Give it back, you [thief|robber|rascal]!" [shouted|demanded] {A}, but the {ape} only [chattered|screeched|cackled].
 
 "[Hush|Wait], {A}. Maybe it is a copycat," said {B}. {B} {move}, and the {ape} {move}, too. Then {B} took {a fruit} out
 of {his B} [bag|pocket|lunch box] and [passed|handed] it to {A}. The {ape} [tilted its head|scratched its chin]. Then it
@@ -1067,7 +1067,7 @@ At {spot}, {folk} were fanning their red faces. "Cool lemonade! A [half dollar|q
 [hollered|bellowed]. Soon there was a long line. {A} poured [until {his A} arm ached|as fast as {he A} could], and {B}
 dropped coin after coin into the {bank}.
 
-When the last guest was gone, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
+When the last customer was gone, they counted the money. "We have enough for the {goal}!" [squealed|cheered] {B}.
 
 {A} [beamed|grinned]. {He A} had saved one last cup for the two of them. "I am glad we did not pour it away," {he A}
 said, and they drank it with two straws.
