@@ -16,8 +16,9 @@ def rms_norm(
     weight: torch.Tensor,  # learned scale of each dimension, (D,)
     eps: float = 1e-5,  # added to the mean square, so that a zero vector stays zero
 ) -> torch.Tensor:  # like `x`
-    "Divide each vector by its root mean square, in float32, then scale its entries (Zhang and Sennrich 2019, eq. 4)."
-    return F.rms_norm(x.float(), weight.shape, eps=eps).to(x.dtype) * weight
+    "Divide each vector by its root mean square, in float32 or wider, then scale its entries (Zhang and Sennrich 2019, eq. 4)."
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.rms_norm(wide, weight.shape, eps=eps).to(x.dtype) * weight
 
 # %% ../nbs/04_rmsnorm.ipynb #ca95463b
 class RMSNorm(nn.Module):

@@ -92,26 +92,30 @@ class Tracker:
         config: dict | None = None,  # what W&B shows as the run's configuration
         wandb_id: str | None = None,  # of an earlier part of the same run
     ):
-        self.run, self.full = Path(run), False
+        self.run, self.waiting, self.full = Path(run), b'', False
         trim_metrics(run, step)
-        self.file = open(self.run/'metrics.jsonl', 'a', encoding='utf-8')
+        self.file = open(self.run/'metrics.jsonl', 'ab', buffering=0)
         self.wandb = start_wandb(self.run, config or {}, wandb_id)
         self.wandb_id = self.wandb.id if self.wandb else wandb_id
 
     def log(self, step: int, tokens: int, **numbers):
         "One line: the step, the tokens seen so far, the time, and whatever was measured."
         line = dict(step=step, tokens=tokens, time=round(time.time(), 3), **numbers)
-        self._to_file(lambda: (self.file.write(json.dumps(line) + '\n'), self.file.flush()))
+        self.waiting += (json.dumps(line) + '\n').encode()
+        self._to_file()
         self._to_wandb(lambda run: run.log({'tokens': tokens, **numbers}, step=step))
 
     def close(self):
         "Ends the log; W&B gets what it has not had yet."
-        self._to_file(self.file.close)
+        self._to_file()
+        self.file.close()
         self._to_wandb(lambda run: run.finish())
 
-    def _to_file(self, action):
-        try: action()
-        except OSError as error:                  # the line waits in memory and is written with a later one, once there is room
+    def _to_file(self):
+        try:
+            while self.waiting: self.waiting = self.waiting[self.file.write(self.waiting):]
+            self.full = False
+        except OSError as error:                  # a full disk: what waits is written with a later line, once there is room
             if not self.full: print(f'metrics.jsonl could not be written ({error}); training goes on', file=sys.stderr)
             self.full = True
 

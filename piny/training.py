@@ -315,6 +315,8 @@ def ready(
         raise ValueError(f'{config.out} is there already; go on with --resume {config.out}, or choose another --out')
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and not (config.out and launch_name()):
         raise ValueError('torchrun may restart this run, which then has to find its folder again; give torchrun --rdzv_id NAME, and training --out RUN')
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and n_processes > 1 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise ValueError('torchrun may restart this run, whose processes would then look for dead ones; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun')
     split_batch(config, n_processes, default=1)
     start = config.init_from and (going_on and choose_checkpoint(config.out)[0] or find_checkpoint(config.init_from))
     data = prepare(config.data, config.model.vocab_size, start and Tokenizer.from_pretrained(start))
@@ -449,7 +451,7 @@ def memory_advice(
     except torch.OutOfMemoryError:
         smaller = max((n for n in range(1, micro) if micro * accumulations % n == 0), default=None)
         advice = f'use --micro_batch {smaller}; --tokens_per_step stays {config.tokens_per_step:,}' if smaller else 'use a smaller --seq_len or a smaller model'
-        raise ValueError(f'The memory of the GPU is too small for {micro} windows of {config.seq_len} tokens at once; {advice}') from None
+        raise ValueError(f'The memory of the GPU is too small for {micro} window{"s" * (micro > 1)} of {config.seq_len} tokens at once; {advice}') from None
 
 # %% ../nbs/14_training.ipynb #34fe1d15
 def train(
