@@ -88,7 +88,8 @@ def start_workers(
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    heard = [n for n in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT') if hasattr(signal, n) and signal.getsignal(getattr(signal, n)) != signal.SIG_IGN]
+    nohup = hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [n for n in ('SIGTERM', 'SIGINT', 'SIGQUIT', *([] if nohup else ['SIGHUP'])) if hasattr(signal, n)]
     wishes = dict(shutdown_timeout=600, signals_to_handle=','.join(heard))
     known = {f.name for f in dataclasses.fields(LaunchConfig)}         # older versions of torch lack one or the other
     settings = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=nproc_per_node, run_id=uuid.uuid4().hex, rdzv_backend='c10d',

@@ -121,7 +121,8 @@ def worker_killed(folder, times):
         before = last_step(run)
         os.kill(workers[trial % 2], signal.SIGKILL)
         said = end(process)
-        assert 'goes on after step' in said and [step for step, _ in curve(run)] == list(range(1, 61))
+        assert 'goes on after step' in said or 'starts from its beginning' in said, said       # the first save may not have been done
+        assert [step for step, _ in curve(run)] == list(range(1, 61))
         yield before
 
 
@@ -160,7 +161,8 @@ def agent_killed(folder, times):
         second.kill(); second.communicate()
         second = node()
         said = end(first) + end(second)
-        assert 'goes on after step' in said and [step for step, _ in curve(run)] == list(range(1, 151))
+        assert 'goes on after step' in said or 'starts from its beginning' in said, said
+        assert [step for step, _ in curve(run)] == list(range(1, 151))
         yield before
 
 
@@ -254,7 +256,7 @@ piny.model.Piny.forward = forward
 def not_finite(folder, times):
     "NaN or infinite loss or gradient"
     for trial in range(times):
-        where, many = random.randint(2, 15), trial % 3 == 2
+        where, many = random.randint(2, 8), trial % 3 == 2
         env = dict(SICK=('nan', 'inf')[trial % 2], SICK_FROM=str(where), SICK_STEPS='1000' if many else '2', SICK_RANK='1', OMP_NUM_THREADS='1', WANDB_MODE='disabled')
         script, run = folder/'sick.py', folder/f'run-{trial}'
         script.write_text(f'import sys\n{SICK}\nfrom piny.train_ddp import main\nsys.exit(main())\n')
@@ -480,7 +482,7 @@ def main(args=None):
             except AssertionError as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 failure = f'failed: {place.line} {error}'
-        report['faults'][fault.__name__] = dict(fault=fault.__doc__, tried=times, held=times if not failure else len(found) - (len(found) == times), outcomes=found, failure=failure,
+        report['faults'][fault.__name__] = dict(fault=fault.__doc__, tried=times if not failure else len(found) + 1, held=len(found), outcomes=found, failure=failure,
                                                 seconds=round(time.monotonic() - begun))
         put_down()
         if failure and (not chosen.quick or failure[0] == 'f'): print(f'{fault.__name__}: {failure}', flush=True)
