@@ -188,7 +188,7 @@ def check(_):
             if path.read_text() != (copy/path.relative_to(ROOT)).read_text(): faults.append(f'{path.name} is not clean: run nbdev_clean')
     for path in pages():
         nb = read(path)
-        if '\n\n' in re.sub(r'^> .*', '', nb.cells[0].source.strip(), flags=re.M).strip():
+        if '\n\n' in re.sub(r'^(> |- ).*', '', nb.cells[0].source.strip(), flags=re.M).strip():
             faults.append(f'{path.name}: the first cell holds more than title and summary; the docs page would drop the rest')
         for i, cell in enumerate(nb.cells):
             if cell.cell_type != 'code': continue
