@@ -29,10 +29,11 @@ def start(*words, patch='', env=None, **fields):
     "The command line as a process; `patch` is code that runs first in it, in all of torchrun's workers as well."
     command = ['-m', 'piny.train_ddp']
     if patch: command = ['-c', f'import sys\n{patch}\nfrom piny.train_ddp import main\nsys.exit(main(sys.argv[1:]))']
+    surroundings = {name: value for name, value in os.environ.items() if name != 'IN_TEST'}    # under test W&B is off, whatever its mode
     words = [*words] if 'resume' in fields or '--resume' in words else [*words, *options()]
     words += [word for key, value in fields.items() for word in (f'--{key}', str(value))]
     return subprocess.Popen([sys.executable, *command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'WANDB_MODE': 'disabled', **(env or {})})
+                            env={**surroundings, 'OMP_NUM_THREADS': '1', 'WANDB_MODE': 'disabled', **(env or {})})
 
 
 def end(process, code=0, seconds=240):
