@@ -6,16 +6,19 @@
 
 Every trial starts the real command line as processes. Disks that are full or read-only need the right to mount.
 """
-import argparse, contextlib, json, math, os, platform, random, shutil, signal, socket, subprocess, sys, tempfile, time, traceback
+import argparse, contextlib, json, math, os, platform, random, shutil, signal, socket, subprocess, sys, tempfile, threading, time, traceback
 from pathlib import Path
 
 import torch
 
-from piny.checkpoint import choose_checkpoint, damage, read_state, saved_steps
-from piny.model import Piny, find_checkpoint
+from piny.checkpoint import choose_checkpoint, damage, read_state, saved_steps, snapshot, write_checkpoint
+from piny.model import ModelConfig, Piny, find_checkpoint
+from piny.optimizer import build_optimizers
+from piny.storybook import stories
+from piny.tokenizer import Tokenizer
 from piny.tracking import read_metrics
 from piny.train_ddp import launch
-from piny.training import make_config, resume_config, train
+from piny.training import make_config, resume_config
 
 SMALL = dict(data='storybook:stories=400,plots=4,names=8', vocab_size=512, dim=64, hidden_dim=96, n_layers=2, n_heads=4, n_kv_heads=2,
              seq_len=64, tokens_per_step=512, decay_steps=1000, eval_every=100_000, eval_stories=10, save_every=5, device='cpu')
@@ -451,6 +454,34 @@ def exact(folder, quick, optimizer='adamw'):
     return [*rows, moved]
 
 
+# ---- how long a save holds up the loop, at the card's size
+
+def saving():
+    "Seconds, on one CPU core: the copy, the longest silence of the loop's thread while the copy is written, the writing, the checksums, and a step."
+    torch.set_num_threads(1)
+    model = Piny(ModelConfig())
+    optimizers, tokenizer, found = build_optimizers(model), Tokenizer.train(stories(200), 512), dict.fromkeys(('copy', 'silence', 'writing', 'checking'), 0)
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    optimizers[0].step()
+    def note(name, begun): found[name] = max(found[name], time.perf_counter() - begun)
+    for trial in range(3):
+        begun = time.perf_counter()
+        copied = snapshot(model, optimizers, dict(step=1))
+        note('copy', begun)
+        with tempfile.TemporaryDirectory() as folder:
+            writer, begun = threading.Thread(target=write_checkpoint, args=(folder, copied, tokenizer)), time.perf_counter()
+            writer.start()
+            while writer.is_alive():
+                last = time.perf_counter(); time.sleep(0.001); note('silence', last)
+            note('writing', begun)
+            begun = time.perf_counter()
+            assert not damage(saved_steps(folder)[0])
+            note('checking', begun)
+    ids, begun = torch.zeros(5, 512, dtype=torch.long), time.perf_counter()
+    model(ids, ids).backward()
+    return {name: round(seconds, 2) for name, seconds in found.items()} | {'a step': round(512 / 5 * (time.perf_counter() - begun))}
+
+
 # how often: in full, with --quick
 COUNTS = {kill_9: (50, 3), signals: (18, 2), worker_killed: (10, 1), launcher_killed: (5, 1), agent_killed: (5, 1), disk_full: (3, 1), disk_read_only: (5, 1),
           damaged: (30, 3), not_finite: (9, 1), wandb_fails: (6, 1), two_runs: (8, 2), memory: (5, 1), clock_jumps: (5, 1), slow_disk: (5, 1), log_cut: (5, 1)}
@@ -460,15 +491,17 @@ def main(args=None):
     "Runs the trials; prints progress, and a table last."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='each fault once or a few times; nothing is written')
-    parser.add_argument('--only', action='append', metavar='FAULT', help=f'one of: {", ".join(f.__name__ for f in COUNTS)}, exact')
+    parser.add_argument('--only', action='append', metavar='FAULT', help=f'one of: {", ".join(f.__name__ for f in COUNTS)}, exact, saving')
     chosen = parser.parse_args(args)
     path, report = HERE/'faults.json', dict(faults={}, exact=[])
+    for number in (signal.SIGINT, signal.SIGHUP):                  # nohup and background jobs ignore them, and so would what they start
+        if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
     def put_down():
         if chosen.quick: return
         whole = json.loads(path.read_text()) if path.exists() else dict(faults={}, exact=[])      # another part may run beside this one
         whole['made_with'] = dict(python=platform.python_version(), torch=torch.__version__, machine=f'{os.cpu_count()} CPU cores, {platform.system()}')
         whole['faults'] |= report['faults']
-        whole['exact'] = report['exact'] or whole['exact']
+        for part in ('exact', 'saving'): whole[part] = report.get(part) or whole.get(part)
         path.write_text(json.dumps(whole, indent=1) + '\n')
     for fault, counts in COUNTS.items():
         if chosen.only and fault.__name__ not in chosen.only: continue
@@ -488,8 +521,11 @@ def main(args=None):
         put_down()
         if failure and (not chosen.quick or failure[0] == 'f'): print(f'{fault.__name__}: {failure}', flush=True)
     if not chosen.only or 'exact' in chosen.only:
-        with tempfile.TemporaryDirectory() as folder:
-            report['exact'] = [row for optimizer in (('adamw',) if chosen.quick else ('adamw', 'muon')) for row in exact(Path(folder), chosen.quick, optimizer)]
+        for optimizer in ('adamw',) if chosen.quick else ('adamw', 'muon'):
+            with tempfile.TemporaryDirectory() as folder: report['exact'] += exact(Path(folder), chosen.quick, optimizer)
+            put_down()
+    if not chosen.quick and (not chosen.only or 'saving' in chosen.only):
+        report['saving'] = saving()
         put_down()
     return report
 
