@@ -76,7 +76,7 @@ def start_wandb(
     if (mode := wandb_mode()) == 'disabled': return None
     try:
         import wandb
-        settings = wandb.Settings(silent=True, console='off', init_timeout=20)
+        settings = wandb.Settings(silent=True, console='off', init_timeout=20, finish_timeout=60, finish_timeout_raises=True)
         return wandb.init(project='piny', name=run.resolve().name, id=run_id, resume='allow', dir=run, config=config, mode=mode, settings=settings)
     except Exception as error:
         print(f'W&B did not start ({type(error).__name__}: {error}); training goes on without it', file=sys.stderr)

@@ -274,21 +274,30 @@ def not_finite(folder, times):
 
 
 def wandb_fails(folder, times):
-    "W&B failing midway (its process killed), and unreachable"
+    "W&B's process killed midway; W&B unreachable; silent; a resumed run keeps its W&B id"
     for trial in range(times):
-        run, unreachable = folder/f'run-{trial}', trial % 3 == 2
-        if unreachable: env = dict(WANDB_MODE='online', WANDB_API_KEY='0' * 40, WANDB_BASE_URL='http://127.0.0.1:9')
-        else: env = dict(WANDB_MODE='offline')
-        process = start(out=run, max_steps=60, env=env)
-        if not unreachable:
-            come_to(run, 10, process)
-            helpers = [pid for pid in children(process.pid) if 'wandb' in Path(f'/proc/{pid}/cmdline').read_text(errors='replace')]
-            assert helpers
-            for pid in helpers: os.kill(pid, signal.SIGKILL)
-        said = end(process)
-        assert [step for step, _ in curve(run)] == list(range(1, 61)), said
-        if unreachable: assert 'W&B did not start' in said, said
-        yield 'unreachable' if unreachable else 'killed'
+        run, kind = folder/f'run-{trial}', ('resumed', 'killed', 'unreachable', 'silent')[trial % 4]
+        with socket.socket() as silent:                            # takes calls and never answers
+            silent.bind(('127.0.0.1', 0)); silent.listen()
+            port = silent.getsockname()[1] if kind == 'silent' else 9
+            online = dict(WANDB_MODE='online', WANDB_API_KEY='0' * 40, WANDB_BASE_URL=f'http://127.0.0.1:{port}')
+            env = online if kind in ('unreachable', 'silent') else dict(WANDB_MODE='offline')
+            process = start(out=run, max_steps=60, env=env)
+            if kind == 'killed':
+                come_to(run, 10, process)
+                helpers = [pid for pid in children(process.pid) if 'wandb' in Path(f'/proc/{pid}/cmdline').read_text(errors='replace')]
+                assert helpers
+                for pid in helpers: os.kill(pid, signal.SIGKILL)
+            said = end(process)
+        if kind == 'resumed':
+            before = read_state(find_checkpoint(run))['wandb_id']
+            end(start('--resume', run, max_steps=70, env=env))
+            assert before and read_state(find_checkpoint(run))['wandb_id'] == before
+            names = [path.name for path in (run/'wandb').glob('offline-run-*')]
+            assert len(names) == 2 and all(name.endswith(f'-{before}') for name in names), names
+        assert [step for step, _ in curve(run)] == list(range(1, 71 if kind == 'resumed' else 61)), said
+        if 'online' in env.values(): assert 'W&B did not start' in said, said
+        yield kind
 
 
 def two_runs(folder, times):
@@ -484,7 +493,7 @@ def saving():
 
 # how often: in full, with --quick
 COUNTS = {kill_9: (50, 3), signals: (18, 2), worker_killed: (10, 1), launcher_killed: (5, 1), agent_killed: (5, 1), disk_full: (3, 1), disk_read_only: (5, 1),
-          damaged: (30, 3), not_finite: (9, 1), wandb_fails: (6, 1), two_runs: (8, 2), memory: (5, 1), clock_jumps: (5, 1), slow_disk: (5, 1), log_cut: (5, 1)}
+          damaged: (30, 3), not_finite: (9, 1), wandb_fails: (8, 2), two_runs: (8, 2), memory: (5, 1), clock_jumps: (5, 1), slow_disk: (5, 1), log_cut: (5, 1)}
 
 
 def main(args=None):
