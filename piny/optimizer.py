@@ -39,10 +39,11 @@ def parameter_groups(
 def newton_schulz(
     gradient: torch.Tensor,  # (rows, columns)
     steps: int = 5,  # how often the polynomial is applied
+    dtype: torch.dtype | None = None,  # to compute in; None: the gradient's. bfloat16 is enough, and fast where there is hardware for it
 ) -> torch.Tensor:  # the same shape and type, all singular values near 1
     "The nearest orthogonal matrix, roughly: quintic Newton–Schulz iteration (Jordan et al., 2024)."
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16() if gradient.is_cuda else gradient.clone()   # bf16 is slow where there is no hardware for it
+    x = gradient.to(dtype or gradient.dtype)
     if tall := x.size(0) > x.size(1): x = x.T                           # the small side is the cheap one to square
     x = x / x.norm().clamp(min=1e-7)                                    # singular values below 1
     for _ in range(steps):
@@ -59,8 +60,10 @@ class Muon(torch.optim.Optimizer):
         lr: float = 9e-4,  # learning rate, on AdamW's scale
         momentum: float = 0.95,  # of the running mean of gradients
         weight_decay: float = 0.1,  # as in AdamW
+        dtype: torch.dtype | None = None,  # of the orthogonalisation, as for `newton_schulz`
     ):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -70,7 +73,7 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state: state['momentum'] = torch.zeros_like(p)
                 mean = state['momentum'].lerp_(p.grad, 1 - group['momentum'])
-                update = newton_schulz(p.grad.lerp(mean, group['momentum']))
+                update = newton_schulz(p.grad.lerp(mean, group['momentum']), dtype=self.dtype)
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.add_(update, alpha=-group['lr'] * 0.2 * math.sqrt(max(p.shape)))
 
@@ -82,12 +85,12 @@ def build_optimizers(
     beta1: float = 0.9,  # AdamW's running mean of gradients
     beta2: float = 0.95,  # AdamW's running mean of their squares
     weight_decay: float = 0.1,  # of matrices
+    bfloat16: bool = False,  # does Muon orthogonalise in bfloat16?
 ) -> list:  # optimizers that share out the parameters
     "The optimizers of a run."
     if name not in ('adamw', 'muon'): raise ValueError(f'The optimizer is {name!r}; expected adamw or muon')
     inner = [p for key, p in model.named_parameters() if key.startswith('layers.') and p.ndim == 2] if name == 'muon' else []
     ids = {id(p) for p in inner}
     outer = [p for p in model.parameters() if id(p) not in ids]
-    fused = all(p.is_cuda for p in outer)
-    adamw = torch.optim.AdamW(parameter_groups(outer, weight_decay), lr=peak, betas=(beta1, beta2), fused=fused)
-    return [adamw] + ([Muon(inner, peak, weight_decay=weight_decay)] if inner else [])
+    adamw = torch.optim.AdamW(parameter_groups(outer, weight_decay), lr=peak, betas=(beta1, beta2), fused=True)    # one kernel for all weights
+    return [adamw] + ([Muon(inner, peak, weight_decay=weight_decay, dtype=torch.bfloat16 if bfloat16 else None)] if inner else [])
