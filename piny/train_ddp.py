@@ -14,6 +14,7 @@ from typing import Callable
 import torch
 
 from .model import ModelConfig
+from .tracking import live_figure
 from .training import PRESETS, Elsewhere, Stopped, TrainConfig, config_from_dict, make_config, new_run, ready, resume_config, train
 
 # %% ../nbs/15_train_ddp.ipynb #55631ebb
@@ -134,7 +135,7 @@ def launch(
             import cloudpickle
             payload = Path(folder)/'job.cloudpickle'
             payload.write_bytes(cloudpickle.dumps((job, args)))
-        start_workers(payload, nproc_per_node, max_restarts)
+        with live_figure(job.out) if training else contextlib.nullcontext(): start_workers(payload, nproc_per_node, max_restarts)
     return Path(job.out) if training else None
 
 # %% ../nbs/15_train_ddp.ipynb #74cf69de

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'RESUMABLE', 'TrainConfig', 'make_config', 'shape_of', 'config_from_dict', 'check', 'split_batch',
            'Elsewhere', 'World', 'process_group', 'Stopped', 'stop_flag', 'resume_config', 'describe_run',
-           'data_identity', 'launch_name', 'begun_here', 'new_run', 'ready', 'open_run', 'validate', 'write_sample',
-           'use_bfloat16', 'maybe_compile', 'step_if', 'try_to', 'memory_advice', 'train']
+           'data_identity', 'launch_name', 'begun_here', 'new_run', 'ready', 'open_run', 'validate', 'use_bfloat16',
+           'maybe_compile', 'matmul_peak', 'memory_gib', 'kept_memory', 'sent', 'step_if', 'try_to', 'memory_advice',
+           'train']
 
 # %% ../nbs/14_training.ipynb #ef02ae3b
-import contextlib, dataclasses, itertools, json, math, os, platform, re, shlex, signal, subprocess, sys, threading, time
+import contextlib, ctypes, dataclasses, functools, itertools, json, math, os, platform, re, shlex, signal, statistics, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,11 +27,11 @@ import piny
 from .checkpoint import choose_checkpoint, load_trainer, read_state, set_aside, snapshot, tidy, write_checkpoint
 from .dataset import Tokens, batch, data_card, prefetched, prepare, story_numbers, token_stories, window_starts
 from .evaluation import ratios, score_stories
-from .model import ModelConfig, Piny, find_checkpoint, from_llama, make_tables, read_json
+from .model import ModelConfig, Piny, find_checkpoint, flops_per_token, from_llama, make_tables, read_json
 from .optimizer import build_optimizers, learning_rate
 from .sampling import stream
 from .tokenizer import Tokenizer, write_file
-from .tracking import Tracker, plot_runs
+from .tracking import Tracker, live_figure, plot_runs
 
 # %% ../nbs/14_training.ipynb #b2987dc3
 @dataclass
@@ -61,7 +62,7 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept, beside the best
     prompt: str = 'Once upon a time'  # begins the story told at each validation
     device: str = 'auto'  # auto, cpu, cuda or mps
-    dtype: str = 'auto'  # auto (bfloat16 where there is hardware for it), float32, bfloat16 or float64
+    dtype: str = 'auto'  # auto (bfloat16 on a GPU that has it), float32, bfloat16 or float64
     compile: str = 'auto'  # auto (on Linux with CUDA), on or off
     init_from: str | None = None  # start from the weights of this checkpoint
     out: str | None = None  # the run folder; None: runs/PRESET-TIME
@@ -372,18 +373,6 @@ def validate(
     sums = score_stories(model, tokenizer, stories[world.rank::world.size])
     return ratios({key: mean * world.size for key, mean in zip(sums, world.mean(*sums.values()).tolist())})
 
-# %% ../nbs/14_training.ipynb #515c778c
-def write_sample(
-    run: Path,  # the run folder
-    story: str,
-    step: int,  # finished steps
-):
-    "Adds a story to `samples.md`, and drops those of this step and later."
-    path = run/'samples.md'
-    old = path.read_text(encoding='utf-8') if path.is_file() else ''
-    kept = [part for part in re.split(r'^(?=## Step \d+$)', old, flags=re.M) if not (m := re.match(r'## Step (\d+)$', part, re.M)) or int(m[1]) < step]
-    write_file(path, f'{"".join(kept)}## Step {step}\n\n{story}\n\n'.encode())
-
 # %% ../nbs/14_training.ipynb #ed05d97e
 def use_bfloat16(
     config: TrainConfig,
@@ -414,12 +403,71 @@ def maybe_compile(
     finally: model.zero_grad(set_to_none=True)
 
 # %% ../nbs/14_training.ipynb #a9004ddf
+@functools.cache
+def matmul_peak(
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:  # floating-point operations a second
+    "The speed of a large matrix product, the median of several."
+    size = 8192 if device.type == 'cuda' else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    def seconds():
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()                                 # reading a number waits for the device
+        return time.perf_counter() - start
+    return 2 * size**3 / statistics.median([seconds() for _ in range(8)][1:])
+
+# %% ../nbs/14_training.ipynb #07c9727d
+def memory_gib(
+    device: torch.device,
+) -> float:  # GiB
+    "The most memory that this process has held so far: of the GPU, or on the CPU its resident set."
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == 'win32': return math.nan
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == 'darwin' else 2**20)
+
+# %% ../nbs/14_training.ipynb #9b16cbd1
+@contextlib.contextmanager
+def kept_memory():
+    "Lets glibc keep large blocks of memory for the next tensor, and gives them back at the end; elsewhere, nothing."
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if not hasattr(libc, 'mallopt'):
+        yield
+        return
+    MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1                  # names of malloc.h
+    libc.mallopt(MMAP_THRESHOLD, 2**30)
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    try: yield
+    finally:
+        libc.mallopt(MMAP_THRESHOLD, 2**25)
+        libc.mallopt(TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
+
+# %% ../nbs/14_training.ipynb #ad12420e
+def sent(
+    numbers: torch.Tensor,  # on any device
+) -> Callable:  # gives a list, when called
+    "Starts to bring numbers to the CPU; the function that comes back waits for them."
+    if numbers.device.type != 'cuda': return numbers.tolist
+    here, arrived = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True), torch.cuda.Event()
+    here.copy_(numbers, non_blocking=True)
+    arrived.record()
+    def read():
+        arrived.synchronize()
+        return here.tolist()
+    return read
+
+# %% ../nbs/14_training.ipynb #f0516962
 @torch.no_grad()
 def step_if(
-    good: torch.Tensor,  # is the gradient to be trusted? One truth value, on the device
+    good: torch.Tensor | bool,  # is the gradient to be trusted? One truth value on the device, or a known one
     optimizers: list,  # of `build_optimizers`
 ):
     "Every optimizer takes its step, or nothing changes at all."
+    if isinstance(good, bool):
+        for optimizer in optimizers if good else []: optimizer.step()
+        return
     kept = [(o, p, p.clone(), {key: value.clone() for key, value in o.state[p].items()})
             for o in optimizers for group in o.param_groups for p in group['params']]
     for optimizer in optimizers: optimizer.step()
@@ -457,12 +505,13 @@ def memory_advice(
 def train(
     config: TrainConfig,
     resume: str | Path | None = None,  # a run or checkpoint folder, of `resume_config`
+    watch: Callable | None = None,  # called in process 0 after each validation, with the run folder; what it raises ends the run
 ) -> Path:  # the run folder
     "Trains; every process of a run calls this."
     data, tokenizer, tokens, starts, stories = ready(config, resume, int(os.environ.get('WORLD_SIZE', 1)))
-    stopping, saving, found, story = False, None, None, None
+    stopping, saving, found, story, unread = False, None, None, None, []
 
-    with process_group(config.device) as world, stop_flag() as stop, contextlib.ExitStack() as stack:
+    with process_group(config.device) as world, stop_flag() as stop, kept_memory(), contextlib.ExitStack() as stack:
         main, device = world.rank == 0, world.device
         micro, accumulations = split_batch(config, world.size, default=(16_384 if device.type == 'cuda' else 4_096) // config.seq_len)
         rows = micro * accumulations * world.size            # windows a step, over all processes
@@ -473,16 +522,17 @@ def train(
             return run
 
         torch.manual_seed(config.seed)
-        kind = torch.float64 if config.dtype == 'float64' else torch.float32
+        kind, half = torch.float64 if config.dtype == 'float64' else torch.float32, use_bfloat16(config, device)
         weights = start or config.init_from and find_checkpoint(config.init_from)
         model = Piny.from_pretrained(weights, dtype=kind) if weights else Piny(config.model)
         model.config = config.model                          # init_from: the context may be another
         make_tables(model)
         model.to(device, kind)
-        optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.beta1, config.beta2, config.weight_decay)
+        optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.beta1, config.beta2, config.weight_decay, half)
         if start: load_trainer(start, model, optimizers)
         if main:
-            tracker = Tracker(run, begun, dataclasses.asdict(config), state['wandb_id'])
+            told = read_json(run/'run.json')
+            tracker = Tracker(run, begun, {**told.pop('config'), 'data_card': told.pop('data'), **told}, state['wandb_id'])
             stack.callback(tracker.close)
             state['wandb_id'] = tracker.wandb_id
 
@@ -492,28 +542,62 @@ def train(
         firsts = (step * rows + (i * world.size + world.rank) * micro for step in itertools.count(begun) for i in range(accumulations))
         batches = prefetched((batch(tokens, starts, range(n, n + micro), config.seq_len, config.seed) for n in firsts), pin=device.type == 'cuda')
         stack.callback(batches.close)
+        if main: stack.enter_context(live_figure(run))
         bar = stack.enter_context(tqdm(total=config.max_steps, initial=begun, unit='step', disable=not main, dynamic_ncols=True))
         writer = stack.enter_context(ThreadPoolExecutor(1))
+        peak = world.mean(matmul_peak(device, torch.bfloat16 if half else kind)).item() * world.size
+        work, speed, drawn = flops_per_token(model, config.seq_len), '', time.monotonic()
 
+        def settle(step, rate, numbers):
+            "Reads what was measured in a step, counts it, and logs it."
+            nonlocal stopping, clock, speed
+            (train_loss, signals, grad_norm), before, clock = numbers(), clock, time.perf_counter()
+            stopping = signals > 0
+            per_second = config.tokens_per_step / (clock - before)
+            measured = dict(train_loss=train_loss, learning_rate=rate, grad_norm=grad_norm, tokens_per_second=round(per_second),
+                            mfu=round(per_second * work / peak, 4), memory_gib=round(memory_gib(device), 3))
+            speed = f'{per_second:,.0f} tokens/s, MFU {measured["mfu"]:.0%}, {measured["memory_gib"]:.2f} GiB'
+            if math.isfinite(train_loss) and math.isfinite(grad_norm): state.update(train_loss=train_loss, in_a_row=0)
+            else:
+                state.update(skipped=state['skipped'] + 1, in_a_row=state['in_a_row'] + 1)
+                measured = dict(learning_rate=rate, skipped=state['skipped'])      # JSON has no word for what is not a number
+            if main:
+                tracker.log(step, step * config.tokens_per_step, **measured)
+                bar.set_postfix_str(f'loss {train_loss:.3f}, {speed}', refresh=False)
+                bar.update()
+            if state['in_a_row'] >= config.max_skipped:
+                raise (ValueError if main else Elsewhere)(
+                    f'{state["in_a_row"]} steps in a row, up to step {step:,}, had a loss or gradient that is not finite, and were skipped; '
+                    'start a new run with a lower --learning_rate, from the last weights with --init_from if they are good')
+
+        clock = time.perf_counter()
         while True:
             done, best = state['step'], False
-            seen, last = done * config.tokens_per_step, done == config.max_steps
-            if done > state['validated'] and (last or done % config.eval_every == 0 and not stopping):
+            last, validating, saving_due = done == config.max_steps, done % config.eval_every == 0, done % config.save_every == 0
+            pause = last or stopping or validating or saving_due
+            if pause:
+                while unread: settle(*unread.pop(0))
+            if done > state['validated'] and (last or validating and not stopping):
                 found = validate(model, tokenizer, stories, world)
                 best = state['best_loss'] is None or found['loss'] < state['best_loss']
                 state.update(validated=done, best_loss=found['loss'] if best else state['best_loss'])
                 if main:
-                    tracker.log(done, seen, **{f'val_{key}': value for key, value in found.items()})
+                    tracker.log(done, done * config.tokens_per_step, **{f'val_{key}': value for key, value in found.items()})
                     story = ''.join(stream(model, tokenizer, config.prompt, seed=config.seed))
-                    try_to('What was measured and told', lambda: (plot_runs([run], run/'loss.png'), write_sample(run, story, done)))
-                    bar.write(f'step {done:,}: train {state["train_loss"] or math.nan:.4f}, validation {found["loss"]:.4f} nats a token, {found["bits_per_byte"]:.4f} bits per byte')
-            if main and (best or done > begun and (last or stopping or done % config.save_every == 0)):
+                    try_to('The story that was told', partial(tracker.tell, done, story))
+                    bar.write(f'step {done:,}: train {state["train_loss"] or math.nan:.4f}, validation {found["loss"]:.4f} nats a token, '
+                              f'{found["bits_per_byte"]:.4f} bits per byte; {speed}')
+                    if watch: watch(run)
+            if main and (done == state['validated'] > begun or time.monotonic() - drawn > 60):
+                try_to('loss.png', lambda: plot_runs([run], run/'loss.png'))
+                drawn = time.monotonic()
+            if main and (best or done > begun and (last or stopping or saving_due)):
                 if saving: saving.result()
                 write = partial(write_checkpoint, run, snapshot(model, optimizers, state), tokenizer, best, config.keep)
                 saving = writer.submit(try_to, f'The checkpoint of step {done:,}', write)
             if last or stopping: break
 
-            clock = time.perf_counter()
+            if pause: clock = time.perf_counter()
             rate = learning_rate(done, config.learning_rate, config.warmup_steps, config.decay_steps, config.final_ratio)
             for group in (group for o in optimizers for group in o.param_groups): group['lr'] = rate
 
@@ -521,31 +605,20 @@ def train(
             for i in range(accumulations):
                 ids, targets = (t.to(device, non_blocking=True) for t in next(batches))
                 with contextlib.nullcontext() if world.size == 1 or i == accumulations - 1 else forward.no_sync():
-                    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(config, device)):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=half):
                         part = forward(ids, targets, doc_ids=story_numbers(ids) if config.packing == 'stories' else None) / accumulations
                     part.backward()
                 loss = loss + part.detach()
 
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float('inf'))
             measured = world.mean(loss, stop['signal'])
-            step_if(measured[0].isfinite() & norm.isfinite(), optimizers)
+            good = measured[0].isfinite() & norm.isfinite()
+            step_if(good if device.type == 'cuda' else good.item(), optimizers)
             for optimizer in optimizers: optimizer.zero_grad(set_to_none=True)
 
-            (train_loss, signals), grad_norm = measured.tolist(), norm.item()      # the one wait for the device
-            state['step'], stopping = done + 1, signals > 0
-            numbers = dict(train_loss=train_loss, learning_rate=rate, grad_norm=grad_norm, tokens_per_second=round(config.tokens_per_step / (time.perf_counter() - clock)))
-            if math.isfinite(train_loss) and math.isfinite(grad_norm): state.update(train_loss=train_loss, in_a_row=0)
-            else:
-                state.update(skipped=state['skipped'] + 1, in_a_row=state['in_a_row'] + 1)
-                numbers = dict(learning_rate=rate, skipped=state['skipped'])       # JSON has no word for what is not a number
-            if main:
-                tracker.log(done + 1, seen + config.tokens_per_step, **numbers)
-                bar.set_postfix_str(f'loss {train_loss:.3f}, {numbers.get("tokens_per_second", 0):,} tokens/s', refresh=False)
-                bar.update()
-            if state['in_a_row'] >= config.max_skipped:
-                raise (ValueError if main else Elsewhere)(
-                    f'{state["in_a_row"]} steps in a row, up to step {done + 1:,}, had a loss or gradient that is not finite, and were skipped; '
-                    'start a new run with a lower --learning_rate, from the last weights with --init_from if they are good')
+            state['step'] = done + 1
+            unread.append((done + 1, rate, sent(torch.cat([measured, norm[None].to(measured)]))))
+            while len(unread) > (device.type == 'cuda'): settle(*unread.pop(0))    # a GPU has its next step to do meanwhile
         saved = saving.result() if saving else True
 
     after = 'saved' if saved else 'could not save'
