@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-docs = cfg['docs_requirements'].split()
+docs, tuning = (cfg[f'{name}_requirements'].split() for name in ('docs', 'tuning'))
 
 setup(
     name=cfg['lib_name'],
@@ -31,7 +31,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'docs': docs, 'dev': docs + cfg['dev_requirements'].split()},
+    extras_require={'tuning': tuning, 'docs': docs, 'dev': docs + tuning + cfg['dev_requirements'].split()},
     entry_points={'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False,
 )
