@@ -88,7 +88,7 @@ def damage(
         expected, found = json.loads((folder/'trainer'/'sums.json').read_text(encoding='utf-8')), checksums(folder)
         wrong = [f'{name} is {"damaged" if name in found else "missing"}' for name in expected if found.get(name) != expected[name]]
     except FileNotFoundError: wrong = ['trainer/sums.json is missing']
-    except (OSError, ValueError, AttributeError): wrong = ['trainer/sums.json is damaged']
+    except (OSError, ValueError, AttributeError, TypeError, IndexError): wrong = ['trainer/sums.json is damaged']
     return ', '.join(wrong)
 
 # %% ../nbs/12_checkpoint.ipynb #0bb999ae
@@ -117,6 +117,7 @@ def write_checkpoint(
         flush(checkpoints)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if replaced.exists() and not folder.exists(): replaced.rename(folder)
         if isinstance(error, SafetensorError): raise OSError(str(error)) from None      # a full disk, in its own words
         raise
     for pointer in ['latest', 'best'][:1 + best]: write_file(checkpoints/pointer, f'{folder.name}\n'.encode())
@@ -154,7 +155,7 @@ def prune(
     named = {(checkpoints/p).read_text().strip() for p in ('latest', 'best') if (checkpoints/p).is_file()}
     for folder in saved_steps(run)[keep:]:
         if folder.name not in named: folder.rename(checkpoints/f'.{folder.name}.old')
-    for old in [*checkpoints.glob('.step-*.old'), *checkpoints.glob('.step-*.replaced')]: shutil.rmtree(old)
+    for old in [*checkpoints.glob('.step-*.old'), *checkpoints.glob('.step-*.replaced')]: shutil.rmtree(old, ignore_errors=True)   # again next time
 
 # %% ../nbs/12_checkpoint.ipynb #4c7002bb
 def read_state(

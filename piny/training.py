@@ -58,7 +58,7 @@ class TrainConfig:
     seed: int = 0  # of weights and data order
     eval_every: int = 500  # steps between validations
     eval_stories: int = 200  # how many stories of the validation split are scored
-    save_every: int = 500  # steps between checkpoints
+    save_every: int = 500  # steps between checkpoints; each new best one is saved as well
     keep: int = 2  # checkpoints kept, beside the best
     prompt: str = 'Once upon a time'  # begins the story told at each validation
     device: str = 'auto'  # auto, cpu, cuda or mps
@@ -126,6 +126,9 @@ def check(
         if (value := getattr(config, name)) < 1: raise ValueError(f'--{name} is {value}; expected 1 or more')
     for name in ('learning_rate', 'weight_decay', 'clip', 'warmup_steps', 'seed', 'final_ratio'):
         if not (value := getattr(config, name)) >= 0: raise ValueError(f'--{name} is {value}; expected 0 or more')
+    for name in ('beta1', 'beta2'):
+        if not 0 <= (value := getattr(config, name)) < 1: raise ValueError(f'--{name} is {value}; expected 0 or more, and less than 1')
+    if config.dtype == 'float64' and config.device == 'mps': raise ValueError('--dtype is float64, which mps lacks; use --device cpu, or float32')
     if config.seed >= 2**32: raise ValueError(f'--seed is {config.seed}; expected less than 2**32')
     choices = dict(optimizer=('adamw', 'muon'), packing=('stream', 'stories'), device=('auto', 'cpu', 'cuda', 'mps'),
                    dtype=('auto', 'float32', 'bfloat16', 'float64'), compile=('auto', 'on', 'off'))
@@ -179,12 +182,13 @@ class World:
     def first(self, action: Callable):
         "What an action gives in process 0, or its error, in every process."
         if self.size == 1: return action()
-        box = [None, None]
+        box, mine = [None, None], None
         if self.rank == 0:
             try: box[0] = action()
-            except (ValueError, OSError) as error: box[1] = error
+            except Exception as error: mine, box[1] = error, str(error)
         dist.broadcast_object_list(box, 0)
-        if box[1]: raise box[1] if self.rank == 0 else Elsewhere(str(box[1]))
+        if mine: raise mine
+        if box[1] is not None: raise Elsewhere(box[1])
         return box[0]
 
 # %% ../nbs/14_training.ipynb #d6229aec
@@ -482,8 +486,8 @@ def try_to(
 ) -> bool:  # did it work?
     "Writes something; where the disk refuses, one line says so and training goes on."
     try: action()
-    except OSError as error:
-        print(f'{what} could not be written ({error}); training goes on with what was saved before', file=sys.stderr)
+    except Exception as error:                               # a disk, a figure: no reason to end a run
+        print(f'{what} could not be written ({type(error).__name__}: {error}); training goes on with what was saved before', file=sys.stderr)
         return False
     return True
 
@@ -579,7 +583,7 @@ def train(
                 while unread: settle(*unread.pop(0))
             if done > state['validated'] and (last or validating and not stopping):
                 found = validate(model, tokenizer, stories, world)
-                best = state['best_loss'] is None or found['loss'] < state['best_loss']
+                best = math.isfinite(found['loss']) and (state['best_loss'] is None or found['loss'] < state['best_loss'])
                 state.update(validated=done, best_loss=found['loss'] if best else state['best_loss'])
                 if main:
                     tracker.log(done, done * config.tokens_per_step, **{f'val_{key}': value for key, value in found.items()})
@@ -619,7 +623,7 @@ def train(
             state['step'] = done + 1
             unread.append((done + 1, rate, sent(torch.cat([measured, norm[None].to(measured)]))))
             while len(unread) > (device.type == 'cuda'): settle(*unread.pop(0))    # a GPU has its next step to do meanwhile
-        saved = saving.result() if saving else True
+        saved = world.first(lambda: saving.result() if saving else True)
 
     after = 'saved' if saved else 'could not save'
     if stopping and not last:
