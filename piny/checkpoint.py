@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'trainer_tensors', 'restore_trainer', 'snapshot', 'flush', 
            'set_aside']
 
 # %% ../nbs/12_checkpoint.ipynb #339403cb
-import copy, hashlib, json, os, re, shutil
+import copy, hashlib, itertools, json, os, re, shutil
 from pathlib import Path
 
 import torch
@@ -65,6 +65,7 @@ def flush(
     path: Path,  # a file or a folder
 ):
     "Has the operating system put a file's content, or a folder's list of names, on the disk now."
+    if os.name == 'nt' and path.is_dir(): return             # Windows opens no folder
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
@@ -210,16 +211,19 @@ def tidy(
 # %% ../nbs/12_checkpoint.ipynb #8888afc5
 def set_aside(
     run: str | Path,  # a run folder, whose lock is held
-    step: int,  # where the run goes on
-) -> list:  # the names that they had
-    "Renames the checkpoints of later steps."
-    checkpoints, aside = Path(run)/'checkpoints', []
-    for folder in (f for f in saved_steps(run) if int(f.name[5:]) > step):
-        new = checkpoints/f'aside-{folder.name}'
-        shutil.rmtree(new, ignore_errors=True)
+    start: Path,  # the checkpoint from which the run goes on, set aside before or not
+) -> tuple:  # the checkpoint under its step's name, and the names of those that were set aside
+    "Renames the checkpoints of steps that will come anew."
+    checkpoints, aside, step = Path(run)/'checkpoints', [], read_state(start)['step']
+    here = checkpoints/f'step-{step:06}'
+    def rename(folder, new):
         folder.rename(new)
         if (best := checkpoints/'best').is_file() and best.read_text().strip() == folder.name: write_file(best, f'{new.name}\n'.encode())
+    for folder in saved_steps(run):
+        if int(folder.name[5:]) < step or folder.name == start.name: continue
+        free = (checkpoints/f'aside-{folder.name}{"" if i == 1 else f"-{i}"}' for i in itertools.count(1))
+        rename(folder, next(path for path in free if not path.exists()))
         aside.append(folder.name)
-    here = checkpoints/f'step-{step:06}'
+    if start.name.startswith('aside-') and start.parent.resolve() == checkpoints.resolve(): rename(start, here)
     if here.is_dir(): write_file(checkpoints/'latest', f'{here.name}\n'.encode())
-    return aside
+    return here if here.is_dir() else start, aside

@@ -210,7 +210,7 @@ def process_group(
         yield World(rank, size, place)
         if size > 1: dist.barrier()                          # who leaves early is missed, and the others are ended
     finally:
-        if dist.is_initialized(): dist.destroy_process_group()
+        if size > 1 and dist.is_initialized(): dist.destroy_process_group()
 
 # %% ../nbs/14_training.ipynb #0a09387f
 class Stopped(KeyboardInterrupt):
@@ -316,6 +316,10 @@ def ready(
 ) -> tuple:  # data folder, tokenizer, training tokens and windows, validation stories
     "All that a run needs before its processes meet; refuses what cannot work."
     going_on = resume or begun_here(config.out)
+    if going_on and not resume:
+        before, now = read_json(Path(config.out)/'run.json')['config'], json.loads(json.dumps(dataclasses.asdict(config)))
+        if other := [name for name in now if name not in RESUMABLE and before.get(name) != now[name]]:
+            raise ValueError(f'{config.out} was begun under the same --rdzv_id with another {", ".join(other)}; give torchrun a new --rdzv_id, and training a new --out')
     if config.out and not going_on and Path(config.out).exists() and any(p.name[0] != '.' for p in Path(config.out).iterdir()):
         raise ValueError(f'{config.out} is there already; go on with --resume {config.out}, or choose another --out')
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and not (config.out and launch_name()):
@@ -362,7 +366,8 @@ def open_run(
     if state['step'] > config.max_steps:
         raise ValueError(f'{run} has come to step {state["step"]:,}, past --max_steps {config.max_steps:,}; give a higher --max_steps')
     if state['step'] < config.max_steps:
-        if aside := set_aside(run, state['step']): print(f'Set aside, as the run will come there anew: {", ".join(aside)}.', file=sys.stderr)
+        start, aside = set_aside(run, start) if start else (None, [])
+        if aside: print(f'Set aside, as the run will come there anew: {", ".join(aside)}.', file=sys.stderr)
         write_file(run/'run.json', json.dumps(describe_run(config, data, n_processes), indent=2).encode() + b'\n')
     return run, start, state
 

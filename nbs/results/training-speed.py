@@ -2,7 +2,7 @@
 
     python nbs/results/training-speed.py [--presets mini piny] [--rows NAME …] [--rounds 5] [--device cuda]
 
-Each row is a process of its own. The rows take turns: one step each, then the next round, so that a slow minute of the machine hits all.
+Each row is a process of its own. Rows take turns, up to five at a time (a row of piny holds 3 GiB): one step each, then the next round.
 Right before and after a step the process multiplies two matrices, float32 of 2048 x 2048 (on CUDA bfloat16 of 8192 x 8192): that is the ceiling.
 A step is 4,096 tokens, 8 windows of 512: forward, backward, clipping, optimizer. The card's step is 64 times as large, and its optimizer weighs that much less.
 """
@@ -26,7 +26,7 @@ ROWS = {  # name: what is on
     'this trainer, one thread': dict(trainer={}, threads=1),
     'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16')),
 }
-WINDOWS, LENGTH = 8, 512
+WINDOWS, LENGTH, TOGETHER = 8, 512, 5
 
 
 def ceiling(device):
@@ -158,11 +158,21 @@ def ask(process):
 
 
 def measure(preset, names, rounds, device):
-    "All rows of a preset, in turns."
+    "All rows of a preset, `TOGETHER` at a time in turns."
     from piny.model import Piny, flops_per_token
     from piny.training import make_config
-    work, env = flops_per_token(Piny(make_config(preset).model), LENGTH), {**os.environ, 'WANDB_MODE': 'disabled', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore'}
-    workers, warm, seen, began = {}, {}, {name: [] for name in names}, time.perf_counter()
+    work, rows, began = flops_per_token(Piny(make_config(preset).model), LENGTH), [], time.perf_counter()
+    for first in range(0, len(names), TOGETHER):
+        rows += take_turns(preset, names[first:first + TOGETHER], rounds, device, work)
+        spent = time.perf_counter() - began
+        print(f'{preset}: {len(rows)} of {len(names)} rows, about {spent / len(rows) * (len(names) - len(rows)):.0f} s left', file=sys.stderr)
+    return dict(flops_per_token=work, rounds=rounds, rows=rows)
+
+
+def take_turns(preset, names, rounds, device, work):
+    "Some rows: all processes are warmed, then each does a step a round."
+    env = {**os.environ, 'WANDB_MODE': 'disabled', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore'}
+    workers, warm, seen, rows = {}, {}, {name: [] for name in names}, []
     for name in names:                                                # one after the other: two steps that do not count
         start = time.perf_counter()
         workers[name] = process = subprocess.Popen([sys.executable, __file__, '--worker', name, '--presets', preset, '--device', device], env=env, text=True,
@@ -171,13 +181,9 @@ def measure(preset, names, rounds, device):
         alive = [ask(process) for _ in range(2)][-1]
         warm[name] = time.perf_counter() - start
         print(f'{preset}: {name}: {"warm" if alive else "failed"} after {warm[name]:.0f} s', file=sys.stderr)
-    began = time.perf_counter()
     for i in range(rounds):
         for name in names:
             if found := ask(workers[name]): seen[name].append(found)
-        spent = time.perf_counter() - began
-        print(f'{preset}: round {i + 1} of {rounds}, about {spent / (i + 1) * (rounds - i - 1):.0f} s left', file=sys.stderr)
-    rows = []
     for name in names:
         memory = peak_memory(workers[name].pid)
         workers[name].stdin.close()
@@ -189,7 +195,7 @@ def measure(preset, names, rounds, device):
         rows.append(dict(name=name, share=statistics.median(shares), least=min(shares), most=max(shares), warm_seconds=warm[name], memory_gib=memory,
                          tokens_per_second=WINDOWS * LENGTH / statistics.median(f['seconds'] for f in seen[name]),
                          ceiling=statistics.median(f['ceiling'] for f in seen[name])))
-    return dict(flops_per_token=work, rounds=rounds, rows=rows)
+    return rows
 
 
 def peak_memory(pid):
