@@ -6,7 +6,7 @@
 __all__ = ['REDUCE', 'Product', 'side_by_side', 'Decoder']
 
 # %% ../nbs/08b_decoder.ipynb #e4cbd512
-import math
+import math, warnings
 
 import torch
 from torch.nn import functional as F
@@ -30,7 +30,9 @@ class Product:
             return
         scale = weight.abs().amax(1).clamp(min=1e-30).double() / 127
         rounded = F.pad((weight / scale[:, None]).round().to(torch.int8), (0, 2))
-        self.int8 = torch.ops.quantized.linear_prepack(torch._make_per_channel_quantized_tensor(rounded, scale, torch.zeros(self.n, dtype=torch.long), 0), None)
+        with warnings.catch_warnings(action='ignore'):                          # torch will take these tensors away one day
+            quantized = torch._make_per_channel_quantized_tensor(rounded, scale, torch.zeros(self.n, dtype=torch.long), 0)
+        self.int8 = torch.ops.quantized.linear_prepack(quantized, None)
         self.buffer = torch.empty(0, weight.shape[1] + 2)
 
     def pack(self):
@@ -81,7 +83,7 @@ class Decoder:
     ):
         self.model, self.config, c = model, model.config, model.config
         first = model.embed_tokens.weight
-        if int8 and (first.device.type != 'cpu' or 'fbgemm' not in torch.backends.quantized.supported_engines or first.dtype != torch.float32):
+        if int8 and (first.device.type != 'cpu' or not hasattr(torch, '_make_per_channel_quantized_tensor') or 'fbgemm' not in torch.backends.quantized.supported_engines or first.dtype != torch.float32):
             raise ValueError(f'int8 was asked for on {first.device.type} with weights in {str(first.dtype)[6:]}; it needs float32 weights and an x86 CPU: leave it out here')
         with torch.no_grad():
             def product(*weights): return Product(torch.cat(weights) if len(weights) > 1 else weights[0].contiguous(), int8)
@@ -105,8 +107,11 @@ class Decoder:
         c, weight = self.config, self.model.embed_tokens.weight
         self.length, self.cache = 0, torch.zeros(c.n_layers, batch, max_len or c.context, 2 * c.n_kv_heads, c.head_size, device=weight.device, dtype=weight.dtype)
         self.padding = torch.tensor(padding, device=weight.device)[:, None] if padding and any(padding) else None
-        if batch > 1:
-            for product in [self.head, *(p for layer in self.layers for p in layer if isinstance(p, Product))]: product.pack()
+        if batch > 1: self.pack()
+
+    def pack(self):
+        "Makes float weights ready for several rows at once."
+        for product in [self.head, *(p for layer in self.layers for p in layer if isinstance(p, Product))]: product.pack()
 
     def keep(
         self,
@@ -116,6 +121,7 @@ class Decoder:
         kept = torch.tensor(rows, device=self.cache.device)
         self.cache = self.cache[:, kept]
         if self.padding is not None: self.padding = self.padding[kept]
+        if len(rows) > 1: self.pack()
 
     @torch.no_grad()
     def states(
@@ -127,7 +133,7 @@ class Decoder:
         end = self.length = start + T
         if end > self.cache.shape[2]: raise ValueError(f'The cache has {self.cache.shape[2]} slots, and {end} are needed; start with a larger max_len')
         slots = torch.arange(start, end, device=ids.device)
-        places = slots if self.padding is None else (slots - self.padding).clamp(min=0)
+        places = slots if self.padding is None else (slots - self.padding).clamp(0, c.context - 1)    # a row that has ended may run past the context
         turns, mask = self.turns[places][..., None, :], None                     # (T or B, T, 1, head_dim/2)
         if T > 1 or self.padding is not None:
             keys = torch.arange(end, device=ids.device)
