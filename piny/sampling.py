@@ -161,6 +161,7 @@ def read(
     return logits[rows]
 
 # %% ../nbs/09_sampling.ipynb #d5767be6
+@torch.inference_mode()
 def next_tokens(
     logits: torch.Tensor,  # (B, V)
     stories: list,  # B stories
