@@ -55,7 +55,7 @@ def names(
     text: str,
 ) -> set:
     "Who is named in a text."
-    inside = set(re.findall(r"(?<=[a-z,;] )[A-Z][a-z]+\b", text))
+    inside = set(re.findall(r"(?<=[a-z,;] )(?<!The )[A-Z][a-z]+\b", text))
     return {name for name in inside if not re.search(rf'\b{name.lower()}\b', text)}
 
 def cast_kept(
