@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LLAMA_NAMES', 'ModelConfig', 'check_config', 'Block', 'init_weights', 'ChunkedCrossEntropy', 'chunked_cross_entropy',
            'Piny', 'make_tables', 'check_inputs', 'flops_per_token', 'new_cache', 'to_llama', 'from_llama',
-           'save_folder', 'read_json', 'read_tensors', 'load_folder', 'find_checkpoint', 'newest_checkpoint',
-           'load_checkpoint']
+           'save_folder', 'read_json', 'read_tensors', 'Unfilled', 'load_folder', 'find_checkpoint',
+           'newest_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/08_model.ipynb #0905e9a1
 import json, math, os
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .attention import Attention, KVCache, attention_mask
 from .rmsnorm import RMSNorm
@@ -364,6 +365,14 @@ def read_tensors(
     return tensors
 
 # %% ../nbs/08_model.ipynb #7a8e42ae
+class Unfilled(TorchFunctionMode):
+    "Inside it, new weights get no first numbers: they will come from a file."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        "Leaves out what draws numbers, and does all else."
+        if function.__name__ in ('normal_', 'uniform_', 'kaiming_uniform_'): return args[0] if args else kwargs['tensor']
+        return function(*args, **(kwargs or {}))
+
+# %% ../nbs/08_model.ipynb #764b9542
 def load_folder(
     folder: str | Path,  # a Hugging Face Llama folder
     device: torch.device | str | None = None,  # where the model shall live; the CPU if None
@@ -376,7 +385,7 @@ def load_folder(
     config = from_llama(read_json(folder/'config.json'))
     tensors = {name.removeprefix('model.'): t for name, t in read_tensors(folder).items() if 'rotary_emb' not in name}
     if config.tie_embeddings: tensors.pop('lm_head.weight', None)
-    with torch.device('meta'): model = Piny(config).to(dtype or torch.float32)  # no time or random numbers spent
+    with Unfilled(): model = Piny(config).to(device or 'cpu', dtype or torch.float32)  # no time or random numbers spent
     wanted = model.state_dict()
     faults = [f'{name} is missing' for name in wanted if name not in tensors]
     faults += [f'{name} is unknown' for name in tensors if name not in wanted]
@@ -384,7 +393,7 @@ def load_folder(
                if name in wanted and t.shape != wanted[name].shape]
     if faults: raise ValueError(f'The weights in {folder} don\'t fit its config.json: {", ".join(faults[:3])}'
                                 f'{f" and {len(faults) - 3} more" if len(faults) > 3 else ""}; give a matching pair.')
-    model.to_empty(device=device or 'cpu').load_state_dict(tensors)
+    model.load_state_dict(tensors)
     return model
 
 # %% ../nbs/08_model.ipynb #fc9e9c92
