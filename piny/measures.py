@@ -103,7 +103,7 @@ def measure(
     "What can be counted in stories."
     casts, lengths = [kept for s in stories if (kept := cast_kept(s)) is not None], [len(words(s)) for s in stories]
     found = dict(stories=len(stories), distinct_1=distinct(stories, 1, size), distinct_2=distinct(stories, 2, size), distinct_3=distinct(stories, 3, size),
-                 repetition=statistics.mean(map(repetition, stories)), ended=statistics.mean(ended) if ended else 1.0,
+                 repetition=statistics.mean(map(repetition, stories)), ended=sum(ended) / len(ended) if ended else 1.0,
                  words=statistics.median(lengths), words_10=sorted(lengths)[len(lengths) // 10], words_90=sorted(lengths)[len(lengths) * 9 // 10],
                  cast_kept=statistics.mean(casts) if casts else None)
     if source is None: return found
