@@ -14,7 +14,7 @@ import nbformat
 NBS = Path(__file__).resolve().parent
 ROOT = NBS.parent
 NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}
-SILENT = {'assert_close', 'chdir', 'cleanup', 'zero_grad'}  # calls that return None, so that a cell may end in them
+SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}  # calls that return None, so that a cell may end in them
 
 
 def pages(names=()):
@@ -60,9 +60,23 @@ def run(nb, folder):
             cell.outputs = []
             client.execute_cell(cell, i)
     nb.metadata.pop('language_info', None)
+    nb.metadata.pop('widgets', None)
     for cell in nb.cells:
-        if cell.cell_type == 'code': cell.outputs = merge_streams(cell.outputs)
+        if cell.cell_type == 'code': cell.outputs = merge_streams([o for o in map(without_widget, cell.outputs) if o])
     return nb
+
+
+WIDGET = 'application/vnd.jupyter.widget-view+json'  # names a model in a kernel that is gone by the time a page is read
+
+
+def without_widget(output):
+    "An output without its live widget: the picture or text beside it stays; a bar, which has only its repr, goes."
+    data = output.get('data', {})
+    if WIDGET in data:
+        del data[WIDGET]
+        if set(data) <= {'text/plain'}: return None
+        data.pop('text/plain', None)
+    return output
 
 
 def merge_streams(outputs):
@@ -193,6 +207,7 @@ def check(_):
         for i, cell in enumerate(nb.cells):
             if cell.cell_type != 'code': continue
             if any(o.output_type == 'error' for o in cell.outputs): faults.append(f'{path.name}: cell {i} shows an error')
+            if any(WIDGET in o.get('data', {}) for o in cell.outputs): faults.append(f'{path.name}: cell {i} has saved a widget that needs a kernel: run the page with python nbs/_tools.py execute')
             if runs(cell) and not skipped(nb) and not cell.outputs and shows_something(cell.source):
                 faults.append(f'{path.name}: cell {i} has no saved output: {cell.source.splitlines()[-1]}')
     if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
