@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .attention import Attention, KVCache, attention_mask
+from .attention import Attention, KVCache, attention_mask, story_lengths
 from .rmsnorm import RMSNorm
 from .rope import rope_tables
 from .swiglu import SwiGLU
@@ -166,7 +166,9 @@ class Piny(nn.Module):
     def states(self, ids, cache=None, positions=None, doc_ids=None):
         "The stream after the last norm (B, T, D); takes what `forward` takes."
         check_inputs(self, ids, cache, positions, doc_ids)
-        mask, start = attention_mask(ids, cache, positions, doc_ids), 0 if cache is None else cache.length
+        by_story = doc_ids is not None and ids.device.type == 'cpu' and not torch.compiler.is_compiling()
+        mask = story_lengths(doc_ids) if by_story else attention_mask(ids, cache, positions, doc_ids)
+        start = 0 if cache is None else cache.length
         if positions is None: cos, sin = self.cos[start:start + ids.shape[1]], self.sin[start:start + ids.shape[1]]
         else: cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, head_dim)
         x = self.embed_tokens(ids)
