@@ -4,6 +4,7 @@
 
 Each row is a process of its own. Rows take turns, up to five at a time (a row of piny holds 3 GiB): one step each, then the next round.
 Right before and after a step the process multiplies two matrices, float32 of 2048 x 2048 (on CUDA bfloat16 of 8192 x 8192): that is the ceiling.
+`transformers`' Trainer needs `pip install accelerate`.
 A step is 4,096 tokens, 8 windows of 512: forward, backward, clipping, optimizer. The card's step is 64 times as large, and its optimizer weighs that much less.
 """
 import argparse, contextlib, json, os, platform, statistics, subprocess, sys, tempfile, time
