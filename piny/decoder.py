@@ -24,7 +24,7 @@ class Product:
     def pack(self):
         "Lays a weight out for several rows at once, where torch can."
         if self.packed is not None or self.weight.device.type != 'cpu' or not torch.backends.mkldnn.is_available(): return
-        if self.scale is not None and not vnni() or self.weight.dtype == torch.float32: self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.float(), 8)
+        if self.weight.dtype == torch.float32 or (self.scale is not None and not vnni()): self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.float(), 8)      # 8: rows to expect
 
     def __call__(
         self,
@@ -40,12 +40,12 @@ class Product:
     def floats(self, x):
         "The product in float."
         if self.packed is None: return F.linear(x, self.weight.to(x.dtype))
-        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, 'none', [], '')
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, 'none', [], '')                # no bias, nothing after it
 
 # %% ../nbs/08b_decoder.ipynb #7be2374b
 def vnni() -> bool:
     "Can this processor multiply bytes and add them up in 32 bits?"
-    return any(getattr(torch.cpu, name, bool)() for name in ('_is_vnni_supported', '_is_avx512_vnni_supported'))
+    return any(getattr(torch.cpu, name, lambda: False)() for name in ('_is_vnni_supported', '_is_avx512_vnni_supported'))
 
 # %% ../nbs/08b_decoder.ipynb #98e0f921
 def attend(
@@ -121,11 +121,11 @@ class Decoder:
         if end > self.cache.shape[4]: raise ValueError(f'The cache has {self.cache.shape[4]} slots, and {end} are needed; start with a larger max_len')
         slots = torch.arange(start, end, device=ids.device)
         places = slots if self.padding is None else (slots - self.padding).clamp(0, c.context - 1)    # a row that has ended may run past the context
-        turns, mask, H, K = self.turns[places], None, c.n_heads, c.n_kv_heads   # turns: (T or B, T, heads, head_dim/2)
+        turns, mask, H, K = self.turns[places], None, c.n_heads, c.n_kv_heads   # turns: (T, heads, head_dim/2) or (B, T, …)
         if T > 1 or self.padding is not None:
             keys = torch.arange(end, device=ids.device)
             mask = keys <= slots[:, None]                                        # (T, S)
-            if self.padding is not None: mask = (mask & (keys >= self.padding[..., None]) | (keys == slots[:, None]))[:, None]
+            if self.padding is not None: mask = (mask & (keys >= self.padding[..., None]) | (keys == slots[:, None]))[:, None]      # an empty slot sees itself: softmax of nothing is NaN
         x = self.model.embed_tokens(ids).view(B * T, c.dim)
         for (norm1, qkv, out, norm2, gate_up, down), cache in zip(self.layers, self.cache):
             z = qkv(F.rms_norm(x, (c.dim,), norm1, c.norm_eps)).view(B, T, H + 2 * K, -1, 2)
@@ -146,6 +146,6 @@ class Decoder:
         if self.one and len(ids) == ids.shape[1] == 1 and self.length < self.cache.shape[4]:
             slot, first = self.length, 0 if self.padding is None else self.padding.item()
             self.length += 1
-            return self.one(ids.item(), slot - first, slot, first, self.cache[:, :, 0])[None]
+            return self.one(ids.item(), min(slot - first, self.config.context - 1), slot, first, self.cache[:, :, 0])[None]
         scores = self.head(self.states(ids)[:, -1])
         return scores if scores.dtype == torch.float64 else scores.float()

@@ -50,7 +50,7 @@ def four(weight, i, j, k, l, x, zero):
 
 # %% ../nbs/08a_step.ipynb #b6836776
 def multiply(weight, scale, x, factor, y, zero, threads):
-    "y = weight @ x, where each row and x have a scale; (N, K) and (K,) to (N,)."
+    "y = weight @ x, times each row's scale and x's factor; (N, M) and (M,) to (N,)."
     for t in prange(threads):
         first, last = len(weight) * t // threads, len(weight) * (t + 1) // threads
         quarter = (last - first + 3) // 4
@@ -64,20 +64,21 @@ multiply = compiled(multiply, parallel=True)
 # %% ../nbs/08a_step.ipynb #a6244fed
 @compiled
 def laid(x, inputs, levels):
-    "Lays x where a product takes its inputs, rounded to whole numbers up to `levels` unless that is 0; returns its scale."
+    "Copies x into `inputs`, in whole numbers up to `levels` unless that is 0; returns what one of them is worth."
+    one = levels * 0 + 1                                         # in the type of x
     if levels == 0:
         for i in range(len(x)): inputs[i] = x[i]
-        return levels + 1
+        return one
     top = abs(x[0])
     for i in range(len(x)): top = max(top, abs(x[i]))
-    factor = levels / max(top, type(levels)(1e-30))
-    for i in range(len(x)): inputs[i] = np.rint(x[i] * factor)
-    return 1 / factor
+    per_one = levels / max(top, type(levels)(1e-30))
+    for i in range(len(x)): inputs[i] = np.rint(x[i] * per_one)
+    return one / per_one
 
 # %% ../nbs/08a_step.ipynb #8c08bd6b
 def in_bytes(
-    weight: torch.Tensor,  # (..., N, K)
-) -> tuple:  # whole numbers (..., N, K), int8, and the scale of each row (..., N)
+    weight: torch.Tensor,  # (..., N, M)
+) -> tuple:  # whole numbers (..., N, M), int8, and the scale of each row (..., N)
     "A matrix rounded to eight bits."
     scale = weight.abs().amax(-1).clamp(min=1e-30) / 127
     return (weight / scale[..., None]).round().to(torch.int8), scale
@@ -91,7 +92,7 @@ def normed(x, weight, eps, y):
 
 # %% ../nbs/08a_step.ipynb #70921f32
 def gated(weight, scale, x, factor, y, zero, threads):
-    "y = silu(gate @ x) * (up @ x), where the upper half of `weight` is gate; (2N, K) and (K,) to (N,)."
+    "y = silu(gate @ x) * (up @ x), where the upper half of `weight` is gate; (2N, M) and (M,) to (N,)."
     N = len(y)
     for t in prange(threads):
         first, last = N * t // threads, N * (t + 1) // threads
@@ -116,7 +117,7 @@ def turned(heads, turns):
 
 # %% ../nbs/08a_step.ipynb #f10ab23a
 def attended(queries, keys, values, first, end, y, threads):
-    "Attention of one query a head over slots first to end; (H, head_dim) and (K, S, head_dim) to (H, head_dim)."
+    "Attention of one query a head, scaled already, over slots first to end; (H, head_dim) and (K, S, head_dim) to (H, head_dim)."
     H, n, zero = len(queries), end - first, queries[0, 0] * 0
     for t in prange(threads):
         shares = np.zeros(n + 3, queries.dtype)                  # three more: the last four may be fewer
@@ -131,8 +132,8 @@ def attended(queries, keys, values, first, end, y, threads):
                 total += shares[s]
             y[h] = 0
             for s in range(0, n, 4):
-                a, b, c, e = v[s], v[min(s + 1, n - 1)], v[min(s + 2, n - 1)], v[min(s + 3, n - 1)]
-                for d in range(y.shape[1]): y[h, d] += shares[s] * a[d] + shares[s + 1] * b[d] + shares[s + 2] * c[d] + shares[s + 3] * e[d]
+                i, j, l = min(s + 1, n - 1), min(s + 2, n - 1), min(s + 3, n - 1)
+                for d in range(y.shape[1]): y[h, d] += shares[s] * v[s, d] + shares[s + 1] * v[i, d] + shares[s + 2] * v[j, d] + shares[s + 3] * v[l, d]
             for d in range(y.shape[1]): y[h, d] /= total
 
 attended = compiled(attended, parallel=True)
@@ -175,24 +176,25 @@ def step(
     logits,  # (V,); changed
 ):
     "One token through the model: writes the cache, and the scores of what may follow."
-    (D,), heads, K, kind = m.norm.shape, m.turns.shape[1], cache.shape[2], m.embed.dtype
-    H, size, hidden = heads - 2 * K, cache.shape[4], m.gate_up.shape[1] // 2
-    x, z, qkv, found, wide = m.embed[token].copy(), np.empty(D, kind), np.empty((heads, size), kind), np.empty((H, size), kind), np.empty(hidden, kind)
-    for l in range(len(cache)):
-        normed(x, m.norm1[l], eps, z)
+    (D,), heads, K, dtype = m.norm.shape, m.turns.shape[1], cache.shape[2], m.embed.dtype
+    H, size, hidden_dim = heads - 2 * K, cache.shape[4], m.gate_up.shape[1] // 2
+    x, z, hidden = m.embed[token].copy(), np.empty(D, dtype), np.empty(hidden_dim, dtype)
+    qkv, seen = np.empty((heads, size), dtype), np.empty((H, size), dtype)
+    for layer in range(len(cache)):
+        normed(x, m.norm1[layer], eps, z)
         factor = laid(z, inputs, levels)
-        multiply(m.qkv[l], m.qkv_scale[l], inputs[:D], factor, qkv.reshape(-1), zero, threads)
+        multiply(m.qkv[layer], m.qkv_scale[layer], inputs[:D], factor, qkv.reshape(-1), zero, threads)
         turned(qkv, m.turns[place])
-        cache[l, 0, :, slot], cache[l, 1, :, slot] = qkv[H:H + K], qkv[H + K:]
-        attended(qkv[:H], cache[l, 0], cache[l, 1], first, slot + 1, found, threads)
-        factor = laid(found.reshape(-1), inputs, levels)
-        multiply(m.out[l], m.out_scale[l], inputs[:H * size], factor, z, zero, threads)
+        cache[layer, 0, :, slot], cache[layer, 1, :, slot] = qkv[H:H + K], qkv[H + K:]
+        attended(qkv[:H], cache[layer, 0], cache[layer, 1], first, slot + 1, seen, threads)
+        factor = laid(seen.reshape(-1), inputs, levels)
+        multiply(m.out[layer], m.out_scale[layer], inputs[:H * size], factor, z, zero, threads)
         x += z
-        normed(x, m.norm2[l], eps, z)
+        normed(x, m.norm2[layer], eps, z)
         factor = laid(z, inputs, levels)
-        gated(m.gate_up[l], m.gate_up_scale[l], inputs[:D], factor, wide, zero, threads)
-        factor = laid(wide, inputs, levels)
-        multiply(m.down[l], m.down_scale[l], inputs[:hidden], factor, z, zero, threads)
+        gated(m.gate_up[layer], m.gate_up_scale[layer], inputs[:D], factor, hidden, zero, threads)
+        factor = laid(hidden, inputs, levels)
+        multiply(m.down[layer], m.down_scale[layer], inputs[:hidden_dim], factor, z, zero, threads)
         x += z
     normed(x, m.norm, eps, z)
     factor = laid(z, inputs, levels)
@@ -235,13 +237,13 @@ class OneToken:
         parts: dict,  # of `arranged`, with float matrices, or pairs of `in_bytes`
         eps: float,  # of the norms
     ):
-        kind, int8, arrays = parts['embed'].numpy().dtype.type, isinstance(parts['head'], tuple), {}
+        dtype, int8, arrays = parts['embed'].numpy().dtype.type, isinstance(parts['head'], tuple), {}
         for name, part in parts.items():
             if name not in MATRICES: arrays[name] = part.numpy()
             else: arrays[name], arrays[f'{name}_scale'] = (t.numpy() for t in (part if int8 else (part, torch.ones(part.shape[:-1], dtype=part.dtype))))
         self.weights, self.eps = Weights(**arrays), eps
-        self.levels, self.zero = kind(127 if int8 else 0), np.int32(0) if int8 else kind(0)
-        self.inputs = np.empty(max(self.weights.out.shape[2], self.weights.down.shape[2], self.weights.qkv.shape[2]), np.int16 if int8 else kind)
+        self.levels, self.zero = dtype(127 if int8 else 0), np.int32(0) if int8 else dtype(0)
+        self.inputs = np.empty(max(self.weights.out.shape[2], self.weights.down.shape[2], self.weights.qkv.shape[2]), np.int16 if int8 else dtype)
 
     def __call__(
         self,
@@ -252,6 +254,9 @@ class OneToken:
         cache: torch.Tensor,  # (L, 2, K, S, head_dim); changed
     ) -> torch.Tensor:  # scores of what may follow (V,)
         "One token through the model."
+        vocab_size, context, slots = len(self.weights.embed), len(self.weights.turns), cache.shape[3]
+        if not (0 <= token < vocab_size and 0 <= place < context and 0 <= first <= slot < slots): raise ValueError(      # compiled loops would not notice
+            f'Token {token} at place {place} was given, for slot {slot} of {slots} after an empty {first}; expected a token below {vocab_size} and a place below {context}')
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         logits = np.empty(len(self.weights.head), self.weights.embed.dtype)
         with self.LOCK:

@@ -254,7 +254,9 @@ class NextToken(Panel):
         except ValueError as error: self.found, self.status.value = [], sentence(error)
         for i, (button, bar) in enumerate(zip(self.buttons, self.bars)):
             button.disabled = i >= len(self.found)
-            if i >= len(self.found): continue
+            if button.disabled:
+                button.description = bar.value = ''
+                continue
             _, text, plain, left, cut = self.found[i]
             button.description, button.tooltip = text.replace(' ', '␣') or '…', f'Take {text!r}'
             says = f'{left:.1%}' if not cut else f'cut by {cut.replace("_", "-")}'
@@ -360,8 +362,9 @@ class AttentionView(Panel):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7.5), height_ratios=[4, 1], layout='constrained')
         plt.close(figure)
         names = [word.strip() or '␣' for word in self.words]
-        top.imshow(self.shares[self.layer.value, self.head.value], cmap='Oranges', vmin=0, vmax=1, aspect='auto')
+        shown = top.imshow(self.shares[self.layer.value, self.head.value], cmap='Oranges', vmin=0, vmax=1, aspect='auto')
         top.set(title=f'Attention in layer {self.layer.value}, head {self.head.value}', ylabel='from', xlabel='to')
+        figure.colorbar(shown, ax=top, label='share of the attention')
         for axis, ax in ((top.xaxis, top), (top.yaxis, top), (bottom.xaxis, bottom)): axis.set_ticks(range(len(names)), names, fontsize=7)
         for ax in (top, bottom): ax.tick_params('x', rotation=90)
         bottom.bar(range(len(names)), self.nats, color='C1')
