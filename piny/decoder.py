@@ -143,7 +143,7 @@ class Decoder:
         ids: torch.Tensor,  # the next tokens (B, T)
     ) -> torch.Tensor:  # (B, V)
         "Reads tokens, and scores what may follow the last one."
-        if self.one and len(ids) == ids.shape[1] == 1 and self.length < self.cache.shape[4]:
+        if self.one and self.one.ready.is_set() and len(ids) == ids.shape[1] == 1 and self.length < self.cache.shape[4]:
             slot, first = self.length, 0 if self.padding is None else self.padding.item()
             self.length += 1
             return self.one(ids.item(), min(slot - first, self.config.context - 1), slot, first, self.cache[:, :, 0])[None]

@@ -7,7 +7,7 @@ __all__ = ['multiply', 'gated', 'attended', 'MATRICES', 'compiled', 'dot', 'four
            'Weights', 'step', 'side_by_side', 'arranged', 'OneToken']
 
 # %% ../nbs/08a_step.ipynb #ef44709f
-import math, threading
+import math, sys, threading
 from typing import NamedTuple
 
 import numba
@@ -231,6 +231,7 @@ def arranged(
 class OneToken:
     "`step` with all that it needs, for tensors on the CPU."
     LOCK = threading.Lock()                                      # Numba's threads serve one caller at a time
+    READY = {}                                                   # by kind of weights: is the step compiled, in this process?
 
     def __init__(
         self,
@@ -244,6 +245,18 @@ class OneToken:
         self.weights, self.eps = Weights(**arrays), eps
         self.levels, self.zero = dtype(127 if int8 else 0), np.int32(0) if int8 else dtype(0)
         self.inputs = np.empty(max(self.weights.out.shape[2], self.weights.down.shape[2], self.weights.qkv.shape[2]), np.int16 if int8 else dtype)
+        if (dtype, int8) not in self.READY:
+            self.READY[dtype, int8] = threading.Event()
+            threading.Thread(target=self.prepare).start()
+        self.ready = self.READY[dtype, int8]
+        self.ready.wait(0.5)                                     # for what is on disk already; the compiler takes longer
+
+    def prepare(self):
+        "Has the step compiled, or read from disk, by a token that nobody asked for."
+        (_, heads, half), H = self.weights.turns.shape, self.weights.out.shape[2] // self.weights.turns.shape[2] // 2
+        try: self(0, 0, 0, 0, torch.zeros(len(self.weights.out), 2, (heads - H) // 2, 1, 2 * half, dtype=torch.from_numpy(self.weights.norm).dtype))
+        except Exception as error: print(f'The step could not be compiled ({type(error).__name__}: {error}); stories are told without it, more slowly', file=sys.stderr)
+        else: self.ready.set()
 
     def __call__(
         self,

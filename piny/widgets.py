@@ -212,7 +212,7 @@ class NextToken(Panel):
     def __init__(
         self,
         checkpoint: str | Path | None = None,  # a run or Llama folder; `None`: the newest run
-        prefix: str = 'Once upon a time',
+        prefix: str = 'Once upon a time, there was a little girl named',
     ):
         self.model, self.tokenizer = load_checkpoint(checkpoint or some_checkpoint())
         self.prefix = w.Textarea(prefix, description='Text', layout=w.Layout(width='auto', height='4.5em'))
@@ -281,7 +281,7 @@ class NextToken(Panel):
 # %% ../nbs/17_widgets.ipynb #84c277aa
 def next_token(
     checkpoint: str | Path | None = None,  # a run or Llama folder; `None`: the newest run
-    prefix: str = 'Once upon a time',
+    prefix: str = 'Once upon a time, there was a little girl named',
 ) -> NextToken:
     "The distribution of the next token under the dials."
     return NextToken(checkpoint, prefix)

@@ -48,6 +48,7 @@ def piny(kind, batch, folder):
     class Words:                                                      # a tokenizer that ends nothing
         bos_id, eos_id, decode = 1, -1, staticmethod(lambda ids: '')
     decoder = Decoder(card(), int8=kind == 'int8')
+    decoder.one.ready.wait()
     def run(new):
         told = [Story([1, *range(10 + i, 9 + i + PROMPT)], Dials(temperature=0, max_new_tokens=new), PROMPT) for i in range(batch)]
         for _ in tell(decoder, Words, told, alternatives=None): pass
