@@ -63,7 +63,7 @@ def attention_mask(
     ids: torch.Tensor,  # (B, T); only shape and device matter
     cache: KVCache | None = None,  # the cache, before these tokens are written
     positions: torch.Tensor | None = None,  # (B, T) slots of the tokens in the cache; None: the next T
-    doc_ids: torch.Tensor | None = None,  # (B, T) a number for each token's story; without a cache
+    doc_ids: torch.Tensor | None = None,  # (B, T) a number for each token's story, whose tokens stand together; without a cache
 ) -> torch.Tensor | None:  # True where a query (row) sees a key (column): (B or 1, 1, T, S)
     "Which keys each query may see; None where plain causal attention, or one token that sees all, needs no mask."
     T, device = ids.shape[1], ids.device

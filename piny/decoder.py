@@ -93,6 +93,7 @@ class Decoder:
         c, weight = self.config, self.model.embed_tokens.weight
         self.length, self.cache = 0, torch.zeros(c.n_layers, 2, batch, c.n_kv_heads, max_len or c.context, c.head_size, device=weight.device, dtype=weight.dtype)
         self.padding = torch.tensor(padding, device=weight.device)[:, None] if padding and any(padding) else None
+        self.stepping = self.one is not None and self.one.ready.is_set()         # for the whole story, so that it does not change in its middle
         if batch > 1: self.pack()
 
     def pack(self):
@@ -119,6 +120,7 @@ class Decoder:
         c, (B, T), start = self.config, ids.shape, self.length
         end = self.length = start + T
         if end > self.cache.shape[4]: raise ValueError(f'The cache has {self.cache.shape[4]} slots, and {end} are needed; start with a larger max_len')
+        if self.padding is None and end > c.context: raise ValueError(f'{end} tokens were given, but the context of this model is {c.context}; give fewer')
         slots = torch.arange(start, end, device=ids.device)
         places = slots if self.padding is None else (slots - self.padding).clamp(0, c.context - 1)    # a row that has ended may run past the context
         turns, mask, H, K = self.turns[places], None, c.n_heads, c.n_kv_heads   # turns: (T, heads, head_dim/2) or (B, T, …)
@@ -143,9 +145,9 @@ class Decoder:
         ids: torch.Tensor,  # the next tokens (B, T)
     ) -> torch.Tensor:  # (B, V)
         "Reads tokens, and scores what may follow the last one."
-        if self.one and self.one.ready.is_set() and len(ids) == ids.shape[1] == 1 and self.length < self.cache.shape[4]:
+        if self.stepping and len(ids) == ids.shape[1] == 1 and self.length < self.cache.shape[4]:
             slot, first = self.length, 0 if self.padding is None else self.padding.item()
             self.length += 1
-            return self.one(ids.item(), min(slot - first, self.config.context - 1), slot, first, self.cache[:, :, 0])[None]
+            return self.one(ids.item(), slot - first, slot, first, self.cache[:, :, 0])[None]
         scores = self.head(self.states(ids)[:, -1])
         return scores if scores.dtype == torch.float64 else scores.float()

@@ -345,6 +345,7 @@ def main(
             print('\n\n'.join(story.text for story in told) if not options.json else '\n'.join(json.dumps(dict(
                 text=s.text, prompt_tokens=s.begin, new_tokens=len(s.ids) - s.begin, ended=s.ended, slid=s.slid, seed=s.dials.seed,
                 log_prob=sum(s.log_probs)), ensure_ascii=False) for s in told))
+        if decoder.one and not decoder.one.ready.is_set(): print('(The step is still being compiled, for the next time.)', file=sys.stderr)
     except (ValueError, OSError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

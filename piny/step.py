@@ -245,16 +245,18 @@ class OneToken:
         self.weights, self.eps = Weights(**arrays), eps
         self.levels, self.zero = dtype(127 if int8 else 0), np.int32(0) if int8 else dtype(0)
         self.inputs = np.empty(max(self.weights.out.shape[2], self.weights.down.shape[2], self.weights.qkv.shape[2]), np.int16 if int8 else dtype)
-        if (dtype, int8) not in self.READY:
-            self.READY[dtype, int8] = threading.Event()
-            threading.Thread(target=self.prepare).start()
-        self.ready = self.READY[dtype, int8]
+        self.ready = self.READY.setdefault((dtype, int8), threading.Event())
+        if not self.ready.is_set(): threading.Thread(target=self.prepare).start()
         self.ready.wait(0.5)                                     # for what is on disk already; the compiler takes longer
 
+    def arguments(self, token, place, slot, first, cache, threads, logits):
+        "All that `step` takes, in its order."
+        return token, place, slot, first, cache, self.weights, self.eps, self.inputs, self.levels, self.zero, threads, logits
+
     def prepare(self):
-        "Has the step compiled, or read from disk, by a token that nobody asked for."
-        (_, heads, half), H = self.weights.turns.shape, self.weights.out.shape[2] // self.weights.turns.shape[2] // 2
-        try: self(0, 0, 0, 0, torch.zeros(len(self.weights.out), 2, (heads - H) // 2, 1, 2 * half, dtype=torch.from_numpy(self.weights.norm).dtype))
+        "Has the step compiled, or read from disk."
+        cache, logits = np.empty((1,) * 5, self.weights.norm.dtype), np.empty(1, self.weights.norm.dtype)
+        try: step.compile(tuple(numba.typeof(value) for value in self.arguments(0, 0, 0, 0, cache, 1, logits)))
         except Exception as error: print(f'The step could not be compiled ({type(error).__name__}: {error}); stories are told without it, more slowly', file=sys.stderr)
         else: self.ready.set()
 
@@ -274,5 +276,5 @@ class OneToken:
         logits = np.empty(len(self.weights.head), self.weights.embed.dtype)
         with self.LOCK:
             numba.set_num_threads(threads)
-            step(token, place, slot, first, cache.numpy(), self.weights, self.eps, self.inputs, self.levels, self.zero, threads, logits)
+            step(*self.arguments(token, place, slot, first, cache.numpy(), threads, logits))
         return torch.from_numpy(logits)

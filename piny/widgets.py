@@ -16,7 +16,7 @@ import torch
 
 from .attention import Attention
 from .decoder import Decoder
-from .model import Piny, load_checkpoint, newest_checkpoint
+from .model import Piny, find_checkpoint, load_checkpoint, newest_checkpoint
 from .rope import apply_rope
 from .sampling import Dials, kept_probabilities, new_stories, penalize, pieces
 from .tokenizer import Tokenizer
@@ -26,11 +26,10 @@ from .training import make_config, train
 # %% ../nbs/17_widgets.ipynb #c88a5534
 def some_checkpoint() -> Path:  # a checkpoint folder
     "The newest checkpoint in runs/; where there is none, a small one is trained in half a minute."
-    try: return newest_checkpoint()
-    except FileNotFoundError:
+    if not any(Path('runs').glob('*/checkpoints/latest')):
         print('There is no run in runs/ yet: a small one is trained first, in half a minute.')
         train(make_config('demo', data='storybook:stories=2000,plots=8,names=24', max_steps=100, eval_every=50, eval_stories=20))
-        return newest_checkpoint()
+    return newest_checkpoint()
 
 # %% ../nbs/17_widgets.ipynb #85dccfe8
 class Panel(w.VBox):
@@ -47,7 +46,8 @@ class Panel(w.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
-        return {**bundle, 'image/png': base64.b64encode(as_png(self.figure())).decode()} if bundle else bundle
+        with contextlib.suppress(Exception): bundle = {**bundle, 'image/png': base64.b64encode(as_png(self.figure())).decode()}      # no picture is no reason to show no widget
+        return bundle
 
 def sentence(error: Exception) -> str:
     "An error as a widget shows it."
@@ -111,9 +111,10 @@ class Storyteller(Panel):
 
     def read(self, folder):
         "Reads a model, if it is not there yet."
-        if self.loaded[0] != (folder, self.int8.value):
-            model, tokenizer = load_checkpoint(folder)
-            self.loaded, self.length.max = ((folder, self.int8.value), Decoder(model, self.int8.value), tokenizer), model.config.context
+        key = find_checkpoint(folder), self.int8.value               # a run that goes on has a newer one
+        if self.loaded[0] != key:
+            model, tokenizer = load_checkpoint(key[0])
+            self.loaded, self.length.max = (key, Decoder(model, key[1]), tokenizer), model.config.context
         return self.loaded[1:]
 
     def show(self, text):
@@ -133,9 +134,12 @@ class Storyteller(Panel):
     def run(self, prompt, turn):
         "The thread of a story."
         try:
-            dials = Dials(**read_dials(self.sliders), max_new_tokens=self.length.value or None, seed=self.seed.value)
+            dials, folder = Dials(**read_dials(self.sliders), max_new_tokens=self.length.value or None, seed=self.seed.value), self.folder.value
             self.status.value = 'Reading the model …'
-            decoder, tokenizer = self.read(self.folder.value)
+            decoder, tokenizer = self.read(folder)
+            if self.turn != turn:
+                self.status.value = 'Stopped.'
+                return
             (story,) = new_stories(decoder, tokenizer, prompt, **dataclasses.asdict(dials))
             text, began, shown = '', time.perf_counter(), 0.0
             for piece in pieces(decoder, tokenizer, story):
@@ -148,9 +152,11 @@ class Storyteller(Panel):
             made, seconds = len(story.ids) - story.begin, time.perf_counter() - began
             why = dict(eos='It ended by itself', max_new_tokens='It is as long as asked for', context='The context is full').get(story.ended, 'Stopped')
             self.status.value = f'{why}: {made:,} tokens, {made / seconds:,.0f} a second.'
-            label = f'{len(self.told) + 1}: {Path(self.folder.value).name}, seed {self.seed.value}, temperature {dials.temperature:g}: {" ".join(text.split())[:60]}'
+            if not text: return
+            label, chosen = f'{len(self.told) + 1}: {Path(folder).name}, seed {dials.seed}, temperature {dials.temperature:g}: {" ".join(text.split())[:60]}', self.history.value
             self.told.append((label, text))
             self.history.options = [label for label, _ in self.told]
+            self.history.value = chosen
         except Exception as error: self.status.value = sentence(error)     # a thread has nobody else to tell
 
     def stop(self):
@@ -186,10 +192,12 @@ class Storyteller(Panel):
 
     def figure(self):
         "The story on the paper as a picture; where there is none yet, one of at most 150 tokens."
+        if not self.text and self.thread: self.thread.join()        # one story at a time
         text = self.text
         if not text:
             decoder, tokenizer = self.read(self.folder.value)
-            text = ''.join(pieces(decoder, tokenizer, new_stories(decoder, tokenizer, self.prompt.value, **read_dials(self.sliders), max_new_tokens=min(self.length.value or 150, 150), seed=self.seed.value)[0]))
+            room = decoder.config.context - len(tokenizer.encode(self.prompt.value, bos=True))
+            text = ''.join(pieces(decoder, tokenizer, new_stories(decoder, tokenizer, self.prompt.value, **read_dials(self.sliders), max_new_tokens=min(self.length.value or 150, 150, room), seed=self.seed.value)[0]))
         lines = [line for part in text.split('\n') for line in textwrap.wrap(part, 84) or ['']]
         figure, ax = new_figure(0.5 + 0.19 * len(lines))
         ax.axis('off')
@@ -243,7 +251,7 @@ class NextToken(Panel):
         stages = [kept_probabilities(logits[None], heat, **{name: dials[name] for name in cuts[:n]})[0][0, :self.ROWS].tolist() for n in (1, 2, 3)]
         found = []
         for i, (p, token) in enumerate(zip(plain, order)):
-            cut = next((name for name, stage in zip(cuts, stages) if stage[i] == 0), None)
+            cut = next((name for name, stage in zip(cuts, stages) if stage[i] == 0 < p), None)
             text = '(end)' if token == self.tokenizer.eos_id else self.tokenizer.decode(ids + [token])[len(self.tokenizer.decode(ids)):]
             found.append((token, text, p, stages[-1][i], cut))
         return found
@@ -274,7 +282,8 @@ class NextToken(Panel):
         ax.barh(names, [100 * plain for _, _, plain, *_ in self.found], color='lightgray', label='the model, at this temperature')
         ax.barh(names, [100 * left for *_, left, _ in self.found], height=0.4, label='what the dials leave')
         ax.invert_yaxis()
-        ax.set(xlabel='probability (%)', title=f'After {self.prefix.value[-60:]!r}')
+        ax.set(xlabel='probability (%)')
+        ax.set_title(f'After {self.prefix.value[-60:]!r}', parse_math=False)
         ax.legend()
         return figure
 
@@ -387,7 +396,7 @@ class RunViewer(Panel):
         runs: str | Path = 'runs',  # the folder of run folders
         seconds: float = 2.0,  # between two looks
     ):
-        self.root, self.seen = Path(runs), None
+        self.root, self.seen, self.lock = Path(runs), None, threading.RLock()          # a click and `watch` may come at once
         if not self.names(): raise FileNotFoundError(f'There is no run in {runs}/: train one with python -m piny.train_ddp, or name another folder')
         self.pick = w.SelectMultiple(options=self.names(), value=self.names()[:1], description='Runs', rows=5, layout=w.Layout(width='auto'))
         self.curve, self.step, self.story = w.Image(format='png', layout=w.Layout(max_width='100%')), w.Dropdown(description='Step'), w.HTML()
@@ -403,7 +412,8 @@ class RunViewer(Panel):
 
     def state(self):
         "What changes when there is something new to see."
-        return self.names(), [(self.root/name/'metrics.jsonl').stat().st_mtime_ns for name in self.pick.value]
+        names = self.names()
+        return set(names), [(name, (self.root/name/'metrics.jsonl').stat().st_mtime_ns) for name in self.pick.value if name in names]
 
     def draw(self):
         "Draws the curves, and lists the steps at which a story was told."
@@ -413,10 +423,11 @@ class RunViewer(Panel):
         except (OSError, ValueError) as error:
             self.story.value = sentence(error)
             return
-        self.samples, chosen = samples, self.step.value
-        self.step.options = list(samples)
-        self.step.value = chosen if chosen in samples else next(reversed(samples), None)
-        self.read()
+        with self.lock:
+            self.samples, chosen = samples, self.step.value
+            self.step.options = list(samples)
+            self.step.value = chosen if chosen in samples else next(reversed(samples), None)
+            self.read()
 
     def read(self):
         "Shows a story."
@@ -424,22 +435,24 @@ class RunViewer(Panel):
 
     def look(self):
         "Shows what is new."
-        if (now := self.state()) == self.seen: return
-        self.seen, chosen = now, self.pick.value
-        if list(self.pick.options) != now[0]:
-            self.pick.options = now[0]
-            self.pick.value = [name for name in chosen if name in now[0]]
-        self.draw()
+        with self.lock:
+            if (now := self.state()) == self.seen: return
+            self.seen, chosen, step = now, self.pick.value, self.step.value
+            if set(self.pick.options) != now[0]:
+                self.pick.options = self.names()
+                self.pick.value = [name for name in chosen if name in now[0]]
+            self.draw()
+            if step in self.samples: self.step.value = step
 
     def watch(self, seconds):
         "Looks again and again, as long as the widget is open."
         while self.comm is not None:
             time.sleep(seconds)
-            with contextlib.suppress(OSError): self.look()
+            with contextlib.suppress(Exception): self.look()     # a run that has just been deleted: the next look will see
 
     def figure(self):
         "The curves as a picture."
-        return plot_runs([self.root/name for name in self.pick.value] or [self.root/self.names()[0]])
+        return plot_runs([self.root/name for name in self.pick.value] or [self.root/name for name in self.names()[:1]])
 
 # %% ../nbs/17_widgets.ipynb #5c8e65d9
 def run_viewer(
