@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['score_windows', 'token_losses', 'story_losses', 'score_stories', 'ratios', 'by_place', 'by_length', 'evaluate',
-           'main', 'as_text']
+           'own_data', 'main', 'as_text']
 
 # %% ../nbs/10_evaluation.ipynb #90e4aa73
 import argparse, itertools, json, math, sys
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .dataset import read_stories
 from .decoder import Decoder
-from .model import Piny, find_checkpoint, load_checkpoint, newest_checkpoint
+from .model import Piny, find_checkpoint, load_checkpoint, newest_checkpoint, read_json
 from .tokenizer import Tokenizer
 
 # %% ../nbs/10_evaluation.ipynb #d67423cf
@@ -142,6 +142,15 @@ def evaluate(
     sums = score_stories(model, tokenizer, stories, context, stride, progress, details)
     return {**ratios(sums), **sums, 'context': context, 'stride': stride, 'by_place': by_place(details['losses']), 'by_length': by_length(details['losses'], details['bytes'])}
 
+# %% ../nbs/10_evaluation.ipynb #13113fc1
+def own_data(
+    folder: Path,  # a checkpoint folder
+) -> str:  # as for `--data`
+    "The data that a checkpoint's run was trained on."
+    run = folder.resolve().parent.parent/'run.json'
+    if not run.is_file(): raise ValueError(f'{folder} does not say what it was trained on; name the data with --data')
+    return read_json(run)['config']['data']
+
 # %% ../nbs/10_evaluation.ipynb #b27d05a7
 def main(
     args: list | None = None,  # the command line; `None`: the process's own
@@ -149,7 +158,7 @@ def main(
     "The command line of this page."
     parser = argparse.ArgumentParser('python -m piny.evaluation', description='Loss and bits per byte of a checkpoint.')
     parser.add_argument('--checkpoint', help='a run folder or a checkpoint folder (default: the newest run in runs/)')
-    parser.add_argument('--data', required=True, help='whose validation split to score: storybook, tinystories, or a path')
+    parser.add_argument('--data', help='whose validation split to score: storybook, tinystories, or a path (default: the data that the run was trained on)')
     parser.add_argument('--max_stories', type=int, help='score the first so many stories only')
     parser.add_argument('--context', type=int, help="inputs in a window (default: the model's)")
     parser.add_argument('--int8', action='store_true', help='weights of eight bits')
@@ -158,13 +167,14 @@ def main(
     options = parser.parse_args(args)
     try:
         folder = find_checkpoint(options.checkpoint) if options.checkpoint else newest_checkpoint()
+        data = options.data or own_data(folder)
         model, tokenizer = load_checkpoint(folder, options.device)
-        stories = itertools.islice(read_stories(options.data, 'validation'), options.max_stories)
+        stories = itertools.islice(read_stories(data, 'validation'), options.max_stories)
         result = evaluate(Decoder(model, int8=True) if options.int8 else model, tokenizer, stories, options.context, progress=True)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    result.update(checkpoint=str(folder), data=options.data, split='validation', first_stories_only=options.max_stories is not None)
+    result.update(checkpoint=str(folder), data=data, split='validation', first_stories_only=options.max_stories is not None)
     if options.json: print(json.dumps(result))
     else: print(as_text(result))
     return 0

@@ -14,6 +14,7 @@ import torch
 
 from .dataset import read_stories
 from .decoder import Decoder
+from .evaluation import own_data
 from .model import Piny, find_checkpoint, load_checkpoint, newest_checkpoint
 from .sampling import generate
 from .tokenizer import Tokenizer
@@ -227,14 +228,15 @@ def main(
     "The command line of this page."
     parser = argparse.ArgumentParser('python -m piny.measures', description='What can be counted in the stories of a checkpoint.')
     parser.add_argument('--checkpoint', help='a run folder or a Llama folder (default: the newest run in runs/)')
-    parser.add_argument('--data', required=True, help='storybook, tinystories, or a path: whose stories to compare with')
+    parser.add_argument('--data', help='storybook, tinystories, or a path: whose stories to compare with (default: the data that the run was trained on)')
     parser.add_argument('--n', type=int, default=64, help='how many stories (default: 64)')
     parser.add_argument('--seed', type=int, default=0, help='of the first story (default: 0)')
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     options = parser.parse_args(args)
     try:
         if options.n < 1: raise ValueError(f'--n is {options.n}; expected 1 or more')
-        found = report(*load_checkpoint(options.checkpoint or newest_checkpoint()), options.data, options.n, seed=options.seed)
+        folder = find_checkpoint(options.checkpoint) if options.checkpoint else newest_checkpoint()
+        found = report(*load_checkpoint(folder), options.data or own_data(folder), options.n, seed=options.seed)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
