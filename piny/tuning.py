@@ -170,7 +170,9 @@ def search(
     out, space = Path(out), space or default_space(preset)
     ranges = {name: dict(low=values[0], high=values[1]) if isinstance(values, tuple) else values for name, values in space.items()}
     plan = dict(preset=preset, tokens=tokens, space=ranges, fields=fields)
-    config = trial_config(plan, {name: values[0] for name, values in space.items()}, out/'trial-0000')     # refuses what cannot work
+    first = {name: values[0] for name, values in space.items()}
+    for name, values in space.items():
+        for value in values: config = trial_config(plan, first | {name: value}, out/'trial-0000')     # refuses what cannot work
     tokenizer = config.init_from and Tokenizer.from_pretrained(config.init_from)
     prepare(config.data, config.model.vocab_size, tokenizer)           # once, not in each trial
     if (out/'search.json').is_file():
