@@ -24,7 +24,8 @@ def compiled(
 ):  # the same function as machine code
     "Compiles a function when it is first called, and keeps the code on disk where there is a place for it."
     options |= dict(nogil=True, error_model='numpy', fastmath={'reassoc', 'contract'})       # sums may be taken in any order
-    try: return njit(cache=True, **options)(function)
+    in_module = __name__.startswith('piny.')                     # a cell's code is not kept: what it calls may change in another cell, unnoticed
+    try: return njit(cache=in_module, **options)(function)
     except RuntimeError: return njit(**options)(function)                                    # no folder that can be written to
 
 # %% ../nbs/08a_step.ipynb #20468e64
