@@ -9,8 +9,6 @@
 import argparse, ast, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
-import nbformat
-
 NBS = Path(__file__).resolve().parent
 ROOT = NBS.parent
 NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}
@@ -23,7 +21,19 @@ def pages(names=()):
     return sorted(p for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
 
 
-def read(path): return nbformat.read(path, as_version=4)
+def refused(function, *args, error=ValueError, **kwargs):
+    "The sentence by which a call is refused; an AssertionError where it is not."
+    try:
+        function(*args, **kwargs)
+    except error as found:
+        return str(found)
+    raise AssertionError(f'{function.__name__} took {args} {kwargs}')
+
+
+def read(path):
+    "A notebook."
+    import nbformat
+    return nbformat.read(path, as_version=4)
 
 
 def directives(cell):
@@ -98,6 +108,7 @@ def execute(names):
         nb = read(path)
         if skipped(nb) and not names: continue
         print(f'{path.name} …', end=' ', flush=True)
+        import nbformat
         nbformat.write(run(nb, path.parent), path)
         subprocess.run(['nbdev_clean', '--fname', str(path)], check=True, cwd=ROOT)
         print('saved')

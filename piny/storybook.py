@@ -6,21 +6,21 @@
 __all__ = ['GIRLS', 'BOYS', 'NAMES', 'BOOK', 'PLOTS', 'person', 'field_text', 'read_plot', 'tell', 'shuffle', 'combinations',
            'n_stories', 'choose', 'story', 'stories']
 
-# %% ../nbs/01_storybook.ipynb #69961d2e
-import re
+# %% ../nbs/01_storybook.ipynb #stor0003
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 from numbers import Integral
+import re
 
-# %% ../nbs/01_storybook.ipynb #cee6bccc
+# %% ../nbs/01_storybook.ipynb #stor0008
 GIRLS = '''Lily Mia Zoe Anna Emma Nora Sophie Clara Tess Kate Olivia Ruth
 Alice Bella Julia Maya Lucy Eva Hannah Fiona Greta Nina Wendy Yara'''.split()
 BOYS = '''Ben Tom Max Sam Leo Jack Finn Hugo Oscar David Peter Walter
 Adam Henry George Charlie Noah Eli Felix Ryan Simon Victor Omar Ravi'''.split()
 NAMES = [name for pair in zip(GIRLS, BOYS) for name in pair]
 
-# %% ../nbs/01_storybook.ipynb #6f5a27ab
+# %% ../nbs/01_storybook.ipynb #stor000a
 def person(
     name: str,  # one of `NAMES`
     role: str,  # 'A' or 'B'
@@ -32,7 +32,7 @@ def person(
         fields[f'{form} {role}'], fields[f'{form.capitalize()} {role}'] = word, word.capitalize()
     return fields
 
-# %% ../nbs/01_storybook.ipynb #d6858794
+# %% ../nbs/01_storybook.ipynb #stor000f
 def field_text(
     field: str,  # a field of a plot's text, such as 'size', 'Size', 'a size' or 'A size'
     value: str,  # the slot's value, such as 'old'
@@ -42,7 +42,7 @@ def field_text(
         value = ('an ' if re.match('(?!uni|use|one)[aeiou]|hour|honest', value) else 'a ') + value
     return value[0].upper() + value[1:] if field[0].isupper() else value
 
-# %% ../nbs/01_storybook.ipynb #6ec60c8c
+# %% ../nbs/01_storybook.ipynb #stor0012
 def read_plot(
     source: str,  # slots, a line '---', and the text
 ) -> tuple:  # fields for each value of each slot, texts for each choice, how often slots and choices combine
@@ -68,7 +68,7 @@ def read_plot(
         raise ValueError('A bracket holds the same words twice: make its choices differ.')
     return slots, pieces, prod(map(len, slots)), prod(map(len, pieces))
 
-# %% ../nbs/01_storybook.ipynb #b000d9a1
+# %% ../nbs/01_storybook.ipynb #stor0014
 def tell(
     plot: tuple,  # what `read_plot` gave
     cast: dict,  # the fields of the two characters
@@ -86,7 +86,7 @@ def tell(
         text.append(piece[digit])
     return ''.join(text).format_map(fields)
 
-# %% ../nbs/01_storybook.ipynb #fc29f1b5
+# %% ../nbs/01_storybook.ipynb #stor0019
 BOOK = {}
 
 BOOK['lost toy'] = read_plot('''
@@ -115,7 +115,7 @@ Then {A} [laughed|smiled|giggled] and [picked up|took back] the {toy}. {A} was h
 the {pet} [until dinner|for a long time|for the rest of the day].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #f5d067ef
+# %% ../nbs/01_storybook.ipynb #stor001c
 BOOK['sharing'] = read_plot('''
 color: red | blue | green | yellow | orange | purple
 thing / use / used: wagon / pull the wagon / pulled the wagon | scooter / ride the scooter / rode the scooter
@@ -142,7 +142,7 @@ First {B} {used}. Then {A} {used}. [Soon|In no time|Before long], {A} and {B} we
 good to share|It is more fun to share], {A}!" said {B}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #f43e3b13
+# %% ../nbs/01_storybook.ipynb #stor001d
 BOOK['hurt animal'] = read_plot('''
 animal / part / food / go / went: bird / wing / seeds / fly / flew | dove / wing / corn / fly / flew
     | crow / wing / berries / fly / flew | rabbit / foot / carrots / hop / hopped | fox / paw / fish / run / ran
@@ -168,7 +168,7 @@ So {A} and {B} took the {animal} back to {place}. Before it {went} [away|off], i
 {A} and {B} felt {mood} because they had helped.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #73a5f0fa
+# %% ../nbs/01_storybook.ipynb #stor001e
 BOOK['stuck kite'] = read_plot('''
 color: red | blue | green | yellow | orange | purple
 near: on the hill | in the park | in the field | near the river
@@ -194,7 +194,7 @@ Now {A} and {B} held the string together. The {color} kite flew high, and [it di
 up until dinner]. {A} was [happy|glad] again.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #1e94ab6e
+# %% ../nbs/01_storybook.ipynb #stor001f
 BOOK['rainy day'] = read_plot('''
 plan / idea / did / best: have a picnic in the park / have our picnic right here
         / put a blanket on the floor and ate their sandwiches on it / picnic
@@ -223,7 +223,7 @@ So {A} and {B} {did}. {A} and {B} laughed [and laughed until|so hard that|so muc
 and {A} and {B} both [smiled|giggled].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #9990245d
+# %% ../nbs/01_storybook.ipynb #stor0020
 BOOK['learning'] = read_plot('''
 skill / tip / failed / did: ride a bike / sit up straight and look ahead / fell into the soft grass
         / rode the bike all the way to the fence
@@ -257,7 +257,7 @@ So {A} tried again the next day, and the next. [At last|In the end|After a week]
 Now {A} was very {joy}. "Thank you for your help, {B}," said {A}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #4413adcb
+# %% ../nbs/01_storybook.ipynb #stor0021
 BOOK['baking'] = read_plot('''
 treat / some / they / this: cake / a cake / it is / this is | pie / a pie / it is / this is
     | cookies / some cookies / they are / these are | muffins / some muffins / they are / these are
@@ -285,7 +285,7 @@ Then {A}'s {person} took a bite and smiled. "{This} the best {treat} [I have eve
 {B} felt proud.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #b730d18b
+# %% ../nbs/01_storybook.ipynb #stor0022
 BOOK['promise'] = read_plot('''
 pet / treat: rabbit / a carrot | hamster / some seeds | turtle / some lettuce | parrot / some nuts
     | guinea pig / some hay | puppy / a bone | kitten / some fish
@@ -312,7 +312,7 @@ When {B} came home, the {pet} was [happy|fine|well]. "You kept your promise, {A}
 {A} was [glad|proud|happy] that {he A} had kept {his A} promise.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #929741b4
+# %% ../nbs/01_storybook.ipynb #stor0024
 BOOK['brave rescue'] = read_plot('''
 animal / cry / mother: kitten / meow / cat | puppy / whine / dog | lamb / bleat / sheep | piglet / squeal / pig
     | duckling / peep / duck
@@ -348,7 +348,7 @@ The {animal} ran to its mother.
 "[But you went anyway|But you did it anyway]," said {B}. "That is what brave means."
 ''')
 
-# %% ../nbs/01_storybook.ipynb #6a1618cc
+# %% ../nbs/01_storybook.ipynb #stor0025
 BOOK['growing seed'] = read_plot('''
 seed / crop / shared: pumpkin / a fat orange pumpkin / cooked a big pot of soup and shared it with the neighbors
     | melon / a round green melon / cut it into slices and shared them with the neighbors
@@ -389,7 +389,7 @@ At the end of the summer, there was {crop} {corner}. {A} and {B} {shared}.
 [one seed|a few seeds|a handful of seeds] for next year.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #20581ad3
+# %% ../nbs/01_storybook.ipynb #stor0026
 BOOK['strange noise'] = read_plot('''
 kind: mouse | rabbit | hedgehog | squirrel | chipmunk | badger
 pal: frog | mole | duck | beaver | otter | toad
@@ -433,7 +433,7 @@ another cup of {treat}.
 slept [soundly|peacefully].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #504f8fee
+# %% ../nbs/01_storybook.ipynb #stor0027
 BOOK['broken treasure'] = read_plot('''
 color: white | green | purple | pink | gray
 item: vase | teapot | bowl | plate | jar
@@ -474,7 +474,7 @@ pieces together. The {item} had [thin|fine] cracks now, but it was still [beauti
 [tells|reminds] me that I have a [brave|true] friend," said {B}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #6678c515
+# %% ../nbs/01_storybook.ipynb #stor0029
 BOOK['wobbly tooth'] = read_plot('''
 food: pear | peach | apricot | pretzel | waffle | bagel
 search: shook out the tablecloth | swept the whole floor | crawled around under the table
@@ -494,7 +494,7 @@ That night, {A} put the tooth in {a box} beside the pillow. In the morning, {a g
 to {B} with the [widest|proudest] grin in town.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #0974b24f
+# %% ../nbs/01_storybook.ipynb #stor002a
 BOOK['sandcastle'] = read_plot('''
 tool: plastic spade | rusty trowel | wooden scoop | tin cup
 trim: cockle shells | glossy stones | bits of sea glass | oyster shells | speckled pebbles
@@ -525,7 +525,7 @@ crawled up to the seaweed, [hissed|sizzled|fizzed], and turned around!
 on the tower, so that the {ruler} could move in.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #ddf711b9
+# %% ../nbs/01_storybook.ipynb #stor002b
 BOOK['hiccups'] = read_plot('''
 drink: a glass of ginger ale | a bottle of sparkling water | a can of fizzy soda | a mug of root beer
     | a tall milkshake
@@ -549,7 +549,7 @@ Then it was quiet.
 {B} laughed and laughed. Hic! Now {B} had the hiccups! {A} grinned [slyly|cheekily]. "{First}!"
 ''')
 
-# %% ../nbs/01_storybook.ipynb #583bf452
+# %% ../nbs/01_storybook.ipynb #stor002c
 BOOK['farm visit'] = read_plot('''
 flock: hens | geese | turkeys | chicks
 hide: tractor | haystack | wheelbarrow | stable door | henhouse
@@ -570,7 +570,7 @@ Later, the {animal} [trotted|plodded] after {A} to the gate. "It has a new frien
 "So do I," said {A}, and {he A} [stroked|patted] its neck without any fear.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #18099949
+# %% ../nbs/01_storybook.ipynb #stor002d
 BOOK['snail race'] = read_plot('''
 animal: snail | turtle | tortoise
 where: in the damp clover | among the ferns | near the compost heap | under the rhubarb leaves
@@ -591,7 +591,7 @@ So {A} did, as softly as a [feather|breeze]. Slowly, the {animal} [peeped|peeked
 way. "It lost," {A} told {B} [happily|joyfully], "but it trusts me now."
 ''')
 
-# %% ../nbs/01_storybook.ipynb #92e40658
+# %% ../nbs/01_storybook.ipynb #stor002e
 BOOK['zoo monkey'] = read_plot('''
 thing: cap | straw hat | map | scarf | bonnet | mitten | handkerchief | bracelet
 ape: monkey | chimp | baboon | gibbon | orangutan
@@ -612,7 +612,7 @@ of {his B} [bag|pocket|lunch box] and [passed|handed] it to {A}. The {ape} [tilt
 bigger half of the {fruit}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #f4919c69
+# %% ../nbs/01_storybook.ipynb #stor002f
 BOOK['doctor'] = read_plot('''
 ail / check: a sore throat / peered at its throat | an earache / looked into its ears
     | a nasty cough / listened to its chest | a fever / felt its forehead | a stomachache / tapped its tummy
@@ -634,7 +634,7 @@ tickled!
 [healthy|well] again. {A} gave {a prize} to the {toy}. "You showed me how," {A} said, and {B} [clapped|applauded].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #bb648594
+# %% ../nbs/01_storybook.ipynb #stor0030
 BOOK['forgotten bag'] = read_plot('''
 where: seaside | mountains | countryside | capital | lakes
 who: grandma | grandpa | aunt | uncle | godmother
@@ -673,7 +673,7 @@ direction. A conductor stepped out with the {bag}. The {plush} was peeking out o
 {he A} said.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #8c83f157
+# %% ../nbs/01_storybook.ipynb #stor0031
 BOOK['snowman'] = read_plot('''
 hat: top hat | cowboy hat | saucepan | woolen cap | wicker basket | flowerpot
 eyes: walnuts | pebbles | buttons | acorns | bottle caps
@@ -694,7 +694,7 @@ In [March|April], {flower} [bloomed|blossomed] on that very spot. "The snowman l
 {A}. They set the {hat} beside the {flower} and [smiled|beamed]. Their friend was back.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #c5fab7b2
+# %% ../nbs/01_storybook.ipynb #stor0032
 BOOK['spilled paint'] = read_plot('''
 person: mother | father | godfather | grandma | cousin
 scene: village | harbor | valley | orchard | vineyard
@@ -728,7 +728,7 @@ once|that very hour].
 "[Next year|Next time], please spill something again," {A} whispered to {B}, and both of them [giggled|chuckled].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #a15eeb34
+# %% ../nbs/01_storybook.ipynb #stor0033
 BOOK['market'] = read_plot('''
 buy: onions | leeks | potatoes | cabbages | turnips | beets
 adult: father | mother | grandmother | grandfather | aunt | uncle
@@ -763,7 +763,7 @@ Finally, {B} came running through the crowd, with {his B} {adult} close behind.
 way home, {A} and {B} held hands.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #7b9e090d
+# %% ../nbs/01_storybook.ipynb #stor0034
 BOOK['library book'] = read_plot('''
 topic / fact: volcanoes / why volcanoes erupt | whales / how whales sing | comets / why comets have tails
     | spiders / how spiders spin their webs | bees / how bees make honey | pirates / where pirates buried their gold
@@ -796,7 +796,7 @@ Soon {A} and {B} sat on the [library steps|sidewalk]. {B} read about {topic}, an
 done, we will [swap|trade]," said {A}, "and then we will give both of them back."
 ''')
 
-# %% ../nbs/01_storybook.ipynb #45ea8bef
+# %% ../nbs/01_storybook.ipynb #stor0035
 BOOK['broken bridge'] = read_plot('''
 dish: pancakes | scones | waffles | biscuits | crepes | fritters
 jar / topping: pot of honey / honey | bottle of maple syrup / maple syrup | jar of blackberry jam / blackberry jam
@@ -832,7 +832,7 @@ With the {jar} in {his A} backpack, {A} crawled over to {B}.
 [better than ever|twice as good].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #2c3870d4
+# %% ../nbs/01_storybook.ipynb #stor0036
 BOOK['little fish'] = read_plot('''
 fish: trout | perch | carp | sunfish | catfish | salmon
 place: pier | dock | jetty | riverbank
@@ -851,7 +851,7 @@ tipped the pail, and with a [flick|swish] of its tail, the {fish} [darted|vanish
 For supper, {A} and {B} had {supper}, and the {supper} tasted [better|nicer] than any fish.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #a88c35f6
+# %% ../nbs/01_storybook.ipynb #stor0037
 BOOK['nest'] = read_plot('''
 bird / egg: robin / blue | sparrow / speckled | wren / white | finch / pale green | titmouse / freckled
 thing / plan: flowerpot / plant a sunflower | watering can / water the tulips | straw hat / pick blueberries
@@ -886,7 +886,7 @@ another, they flew away.
 it was. "Maybe they will come again next year," {he A} said [hopefully|with a smile].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #d35fccce
+# %% ../nbs/01_storybook.ipynb #stor0038
 BOOK['hide and seek'] = read_plot('''
 count: twenty | thirty | fifty | sixty | eighty
 spot: wardrobe | broom closet | wicker trunk | wooden chest | cupboard
@@ -909,7 +909,7 @@ followed the [rumble|odd sound] to the {spot} and opened it. There lay {A} on a 
 "You did," [giggled|chuckled] {B} in relief, "but your nose [gave you away|can't keep a secret]."
 ''')
 
-# %% ../nbs/01_storybook.ipynb #065cc4c4
+# %% ../nbs/01_storybook.ipynb #stor0039
 BOOK['first school day'] = read_plot('''
 token: smooth pebble | brass button | lucky acorn | pink seashell | glass bead | silver thimble
 giver: grandmother | grandfather | godmother | godfather | aunt | uncle
@@ -944,7 +944,7 @@ much that the morning [flew by|seemed short].
 skipped out the door [arm in arm|hand in hand].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #b7a8f9f7
+# %% ../nbs/01_storybook.ipynb #stor003a
 BOOK['cardboard box'] = read_plot('''
 machine: refrigerator | washing machine | dishwasher | armchair | bathtub | stove
 room: hall | garage | attic | yard
@@ -980,7 +980,7 @@ front, and {B} sat right behind {him A}. "First we will travel {high}," said {A}
 wanted half of anything ever again.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #f3536dd9
+# %% ../nbs/01_storybook.ipynb #stor003b
 BOOK['thunderstorm'] = read_plot('''
 plush: walrus | dinosaur | panda | octopus | moose | camel
 cave: quilts | cushions | pillows and sheets | chairs and towels
@@ -1017,7 +1017,7 @@ came. "It is over, {B}," said {A}. There was no answer. {B} lay curled up around
 [very grown-up|proud and calm], [gently|quietly] spread the blanket over {B}, and closed {his A} eyes, too.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #5faea014
+# %% ../nbs/01_storybook.ipynb #stor003c
 BOOK['moon in the water'] = read_plot('''
 water: birdbath | barrel | puddle | trough | fishpond | swimming pool
 tool: sieve | ladle | colander | butterfly net | soup plate | saucepan
@@ -1038,7 +1038,7 @@ whole again! {B} looked up. Above the {above} hung the [real|true] moon.
 {A} [blew the moon a kiss|waved at the moon]. "Sleep well, both of you," {he A} [laughed|yawned].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #3d93f5e3
+# %% ../nbs/01_storybook.ipynb #stor003d
 BOOK['lemonade'] = read_plot('''
 goal: telescope | skateboard | fishing rod | globe | microscope | basketball
 flavor: raspberries | mint leaves | slices of ginger | cherries | orange peel
@@ -1073,7 +1073,7 @@ When the last customer was gone, they counted the money. "We have enough for the
 said, and they drank it with two straws.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #4fb90196
+# %% ../nbs/01_storybook.ipynb #stor003e
 BOOK['buried nuts'] = read_plot('''
 nuts / tree: acorns / oak | hazelnuts / hazel | walnuts / walnut | beechnuts / beech | pecans / pecan
 spot: behind the mossy boulder | along the brook | beneath the ferns | between the birches | at the foot of the cliff
@@ -1105,7 +1105,7 @@ When the snow [melted|thawed], {B} called, "{A}, come quickly!" {Spot}, a [crowd
 were dizzy].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #8551190e
+# %% ../nbs/01_storybook.ipynb #stor003f
 BOOK['scary mask'] = read_plot('''
 look / horror: a green face and crooked fangs / fangs | a red face and curly horns / horns
     | a purple face and bulging eyes / bulging eyes | a wrinkled face and warty ears / warty ears
@@ -1135,7 +1135,7 @@ and two holes. "Now that I know how it was made, it looks [silly|harmless]," sai
 who came that [afternoon|evening] first [jumped|gasped], then [chuckled|giggled], and went in [cheerfully|merrily].
 ''')
 
-# %% ../nbs/01_storybook.ipynb #6475b9ba
+# %% ../nbs/01_storybook.ipynb #stor0040
 BOOK['new baby'] = read_plot('''
 bed: cradle | crib | bassinet
 game: checkers | leapfrog | dominoes | hopscotch | soccer
@@ -1167,7 +1167,7 @@ The baby [hushed|fell silent] and stared. "Do that again, {A}," whispered {B}.
 cried, {B} brought {A} the {cloth}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #eb2919de
+# %% ../nbs/01_storybook.ipynb #stor0041
 BOOK['stubborn donkey'] = read_plot('''
 animal: donkey | pony | mule
 load / goal: sacks of flour / the bakery | cans of milk / the dairy | bundles of firewood / the inn
@@ -1203,7 +1203,7 @@ reached {goal}.
 "Next time, I will ask why before I [scold|shout]," said {A}, and {B} [patted|squeezed] {his A} arm.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #32b1f922
+# %% ../nbs/01_storybook.ipynb #stor0042
 BOOK['wrong house'] = read_plot('''
 who / item / thanks: clockmaker / tiny wheels / let them wind up a cuckoo clock
     | violinist / new strings / played a lively tune for them
@@ -1240,7 +1240,7 @@ At the front door, {B} [burst out laughing|slapped {his B} forehead]. "Look at y
 you]," said {A}. [Bang, bang, bang|Tap, tap, tap]! Never again did a parcel lose its way in that {lane}.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #37a8e606
+# %% ../nbs/01_storybook.ipynb #stor0043
 BOOK['caterpillar'] = read_plot('''
 look: plump | hairy | fuzzy | striped | velvety
 plant: parsley | nettle | cabbage | willow | birch
@@ -1272,7 +1272,7 @@ The next day, {A} and {B} sat near the {bush}. "Look who is visiting us, {A}!" s
 "{pet} came back all by itself," said {A}, and {his A} face [glowed|shone] with joy.
 ''')
 
-# %% ../nbs/01_storybook.ipynb #4edd5c97
+# %% ../nbs/01_storybook.ipynb #stor0044
 BOOK['circus show'] = read_plot('''
 cloth: bedsheets | curtains | blankets | tablecloths
 crowd: neighbors | grandparents | classmates | cousins
@@ -1310,7 +1310,7 @@ jumped straight through the hoop!
 "Yes," said {A}, "but tonight I will lock up the {snack}."
 ''')
 
-# %% ../nbs/01_storybook.ipynb #fc50c678
+# %% ../nbs/01_storybook.ipynb #stor0046
 def shuffle(
     i: int,  # 0 ... size - 1
     size: int,  # how many numbers are shuffled
@@ -1329,7 +1329,7 @@ def shuffle(
         i = left << half | right
         if i < size: return i
 
-# %% ../nbs/01_storybook.ipynb #da27f900
+# %% ../nbs/01_storybook.ipynb #stor004b
 PLOTS = list(BOOK)
 
 def combinations(
@@ -1340,7 +1340,7 @@ def combinations(
     held_out = max(1, plot[2] // 20)
     return range(held_out) if split == 'validation' else range(held_out, plot[2])
 
-# %% ../nbs/01_storybook.ipynb #f4f59c5b
+# %% ../nbs/01_storybook.ipynb #stor004c
 @lru_cache
 def n_stories(
     split: str = 'train',  # 'train' or 'validation'
@@ -1358,7 +1358,7 @@ def n_stories(
     pairs = (n_names or len(NAMES)) ** 2 // 4  # a girl and a boy
     return len(plots) * told * pairs * 2  # and either of the two can be A
 
-# %% ../nbs/01_storybook.ipynb #d3679af9
+# %% ../nbs/01_storybook.ipynb #stor004e
 def choose(
     n: int,  # which story: 0, 1, 2, ... below `n_stories(split, n_plots, n_names)`
     split: str = 'train',  # 'train' or 'validation'
@@ -1383,7 +1383,7 @@ def choose(
     a, b = (BOYS[boy], GIRLS[girl]) if a_is_boy else (GIRLS[girl], BOYS[boy])
     return PLOTS[which], a, b, shuffle(here[place], plot[2], key=-1), wording
 
-# %% ../nbs/01_storybook.ipynb #eeda07ef
+# %% ../nbs/01_storybook.ipynb #stor004f
 def story(
     n: int,  # which story: 0, 1, 2, ... below `n_stories(split, n_plots, n_names)`
     split: str = 'train',  # 'train' or 'validation'
@@ -1395,7 +1395,7 @@ def story(
     name, a, b, combination, wording = choose(n, split, seed, n_plots, n_names)
     return tell(BOOK[name], person(a, 'A') | person(b, 'B'), combination, wording)
 
-# %% ../nbs/01_storybook.ipynb #000d79a5
+# %% ../nbs/01_storybook.ipynb #stor0050
 def stories(
     count: int,  # how many, from story 0 on
     split: str = 'train',  # 'train' or 'validation'

@@ -4,20 +4,28 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'train_pieces', 'pad_pieces', 'piece_bytes', 'join_bytes', 'stream_text', 'check_pieces', 'read_pieces',
-           'recover_merges', 'huggingface_files', 'write_file', 'Tokenizer', 'StoryEncoder']
+           'recover_merges', 'huggingface_files', 'Tokenizer', 'StoryEncoder']
 
-# %% ../nbs/02_tokenizer.ipynb #7950a559
-import hashlib, io, json, os, re, struct
+# %% ../nbs/02_tokenizer.ipynb #toke0003
 from codecs import getincrementaldecoder
 from collections import Counter
-from pathlib import Path
-from typing import Iterable, Iterator
-
+from collections.abc import Iterator
 from google.protobuf.message import DecodeError
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from pathlib import Path
+from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from typing import Iterable
+import hashlib
+import io
+import json
+import os
+import re
+import struct
 
-# %% ../nbs/02_tokenizer.ipynb #6dfd6339
+from .files import write_file
+
+# %% ../nbs/02_tokenizer.ipynb #toke000e
 SETTINGS = dict(
     model_type='bpe', byte_fallback=True, split_digits=True, required_chars='0123456789', character_coverage=0.99995,
     normalization_rule_name='identity', add_dummy_prefix=True, remove_extra_whitespaces=False, hard_vocab_limit=False,
@@ -43,7 +51,7 @@ def train_pieces(
                          'already; choose a larger vocabulary.') from None
     return ModelProto.FromString(model.getvalue())
 
-# %% ../nbs/02_tokenizer.ipynb #ed56034d
+# %% ../nbs/02_tokenizer.ipynb #toke0014
 def pad_pieces(
     model: ModelProto,  # SentencePiece's model, changed in place
     vocab_size: int,  # pieces wanted
@@ -59,7 +67,7 @@ def pad_pieces(
               f'to {vocab_size:,}.')
     return model
 
-# %% ../nbs/02_tokenizer.ipynb #5d799a78
+# %% ../nbs/02_tokenizer.ipynb #toke0017
 def piece_bytes(
     model: ModelProto,  # SentencePiece's model
 ) -> list[bytes]:  # for each id the bytes that it stands for
@@ -80,7 +88,7 @@ def join_bytes(
             raise ValueError(f'Token id {int(i)} was to be decoded; this vocabulary has ids 0 to {len(table) - 1:,}.')
         yield table[i]
 
-# %% ../nbs/02_tokenizer.ipynb #ff74b873
+# %% ../nbs/02_tokenizer.ipynb #toke001a
 def stream_text(
     table: list[bytes],  # from `piece_bytes`
     ids: Iterable[int],  # token ids, which may still be in the making
@@ -93,7 +101,7 @@ def stream_text(
         if text: yield text
     if text := decoder.decode(b'', final=True): yield text  # an unfinished character at the end becomes U+FFFD
 
-# %% ../nbs/02_tokenizer.ipynb #03722ab7
+# %% ../nbs/02_tokenizer.ipynb #toke001d
 def check_pieces(
     model: ModelProto,  # SentencePiece's model
     source: str,  # where it comes from, for the message
@@ -127,7 +135,7 @@ def read_pieces(
     check_pieces(model, str(path))
     return model
 
-# %% ../nbs/02_tokenizer.ipynb #7db3dae9
+# %% ../nbs/02_tokenizer.ipynb #toke0020
 def recover_merges(
     model: ModelProto,  # SentencePiece's model
 ) -> list[list[str]]:  # pairs of pieces, the first to apply first
@@ -136,7 +144,7 @@ def recover_merges(
     return [[piece[:cut], piece[cut:]] for piece in sorted(score, key=score.get, reverse=True)
             for cut in range(1, len(piece)) if piece[:cut] in score and piece[cut:] in score]
 
-# %% ../nbs/02_tokenizer.ipynb #fa0999c8
+# %% ../nbs/02_tokenizer.ipynb #toke0023
 def huggingface_files(
     model: ModelProto,  # SentencePiece's model
     model_max_length: int | None = None,  # the context of the model that it belongs to, tokens
@@ -167,22 +175,7 @@ def huggingface_files(
     if model_max_length: config['model_max_length'] = model_max_length
     return {'tokenizer.json': tokenizer, 'tokenizer_config.json': config}
 
-# %% ../nbs/02_tokenizer.ipynb #81510b73
-def write_file(
-    path: Path,  # where the file shall stand
-    data: bytes,  # its contents
-) -> None:
-    "Write a file whole or not at all: first beside its place, then into it."
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
-
-# %% ../nbs/02_tokenizer.ipynb #09673d2c
+# %% ../nbs/02_tokenizer.ipynb #toke0025
 class Tokenizer:
     "Text to token ids and back. Lossless, but for U+2581 (`▁`), which stands for the space and comes back as one."
     unk_id, bos_id, eos_id = 0, 1, 2
@@ -228,7 +221,7 @@ class Tokenizer:
         "The text of token ids piece by piece as they arrive; joined, it equals `decode(ids)`."
         return stream_text(self.table, ids)
 
-# %% ../nbs/02_tokenizer.ipynb #88c25f8f
+# %% ../nbs/02_tokenizer.ipynb #toke002d
 class StoryEncoder(dict):
     "Word to the bytes of its ids; called with a story, the ids of the story, between `<s>` and `</s>`, as little-endian uint16."
     def __init__(self, tokenizer: Tokenizer, size: int = 500_000):  # words to remember, at most
