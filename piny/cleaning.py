@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'BREAKS', 'ENDING', 'MENDING', 'DROPPING', 'RULES', 'line_ends', 'mojibake', 'hidden', 'marker', 'empty',
-           'truncated', 'story_key', 'Seen', 'clean']
+           'truncated', 'story_key', 'KeySet', 'clean']
 
 # %% ../nbs/04_cleaning.ipynb #clea0002
 import hashlib
@@ -53,7 +53,7 @@ def story_key(
     return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), 'little')
 
 # %% ../nbs/04_cleaning.ipynb #clea000d
-class Seen:
+class KeySet:
     "A set of 64-bit keys in sorted arrays, each at least twice as long as the next: 8 bytes a key, 16 while two are merged."
     def __init__(self): self.parts = []
 

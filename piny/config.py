@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .cli import checked, option
 from .files import read_json
 from .model import ModelConfig
-from .pretrained import find_checkpoint, from_llama
+from .pretrained import find_checkpoint, config_from_llama
 
 # %% ../nbs/21_config.ipynb #bd50713f
 @checked
@@ -127,7 +127,7 @@ def model_of_checkpoint(
     seq_len: int,  # tokens in a window; the context, where none is asked for
 ) -> ModelConfig:
     "The architecture of the weights that a run starts from; only the context may differ."
-    shape = from_llama(read_json(find_checkpoint(checkpoint)/'config.json'))
+    shape = config_from_llama(read_json(find_checkpoint(checkpoint)/'config.json'))
     for name, value in asked.items():
         if name != 'context' and value != getattr(shape, name):
             raise ValueError(f'--{name} is {value}, but the weights in {checkpoint} have '

@@ -33,9 +33,9 @@ import threading
 
 from .files import write_file
 from .tokenizer import StoryEncoder, Tokenizer
-from .sources import HUB, cache_folder, hub_revision, kind, raw_stories, source_files, storybook_options
-from .cleaning import MENDING, RULES, Seen, clean, story_key
-from .shards import FORMAT, HEADER, Tokens, token_stories, write_shard
+from .sources import HUB, cache_folder, hub_revision, file_format, raw_stories, source_files, storybook_options
+from .cleaning import MENDING, RULES, KeySet, clean, story_key
+from .shards import SHARD_FORMAT, HEADER, TokenShards, decode_stories, write_shard
 
 # %% ../nbs/05_dataset.ipynb #data0005
 def read_stories(
@@ -47,9 +47,9 @@ def read_stories(
     "The stories of one split of a source, by all rules but `leak`."
     if (Path(source)/CARD).is_file():
         tokenizer = Tokenizer.from_pretrained(Path(source)/'tokenizer')
-        yield from token_stories(Tokens(source, split, tokenizer.fingerprint), tokenizer)
+        yield from decode_stories(TokenShards(source, split, tokenizer.fingerprint), tokenizer)
         return
-    seen, found = Seen(), (text for text, _ in (clean(text, without) for text in raw_stories(source, split, revision)) if text is not None)
+    seen, found = KeySet(), (text for text, _ in (clean(text, without) for text in raw_stories(source, split, revision)) if text is not None)
     while some := list(itertools.islice(found, BLOCK)):
         new = seen.add(np.array([story_key(text) for text in some], dtype=np.uint64))
         yield from (text for text, is_new in zip(some, new) if is_new or 'duplicate' in without)
@@ -133,13 +133,13 @@ def write_shards(
     stories: Iterable[str],  # as found, always the same
     tokenizer: Tokenizer,
     without: tuple = (),  # rules that are turned off
-    held_out: Seen | None = None,  # validation stories, which must not stand in training
+    held_out: KeySet | None = None,  # validation stories, which must not stand in training
     workers: int = 0,  # processes that help
     shard_tokens: int = 1 << 24,  # tokens a shard holds at least, but for the last
     n_bytes: int | None = None,  # about how much text there is, for the progress bar
 ) -> tuple:  # the counts of the data card, and the keys of the stories
     "Stories as shards of token ids; goes on where an earlier call was cut off."
-    counts, seen, shard = dict(read=0, stories=0, bytes=0, tokens=0, longest=0, touched={}, lengths=[]), Seen(), 0
+    counts, seen, shard = dict(read=0, stories=0, bytes=0, tokens=0, longest=0, touched={}, lengths=[]), KeySet(), 0
     while (done := folder/f'{split}-{shard:05}.json').is_file():       # written after its shard: what it counts is there
         counts, shard = json.loads(done.read_text()), shard + 1
         seen.add(np.fromfile(done.with_suffix('.keys'), dtype='<u8'))
@@ -189,7 +189,7 @@ def source_key(
 ) -> str:  # 16 hexadecimal digits
     "A hash of everything that prepared data depends on."
     versions = [metadata.version(name) for name in ('sentencepiece', 'ftfy')]
-    digest = hashlib.sha256(f'{FORMAT} {BLOCK} {versions} {maker} '.encode())
+    digest = hashlib.sha256(f'{SHARD_FORMAT} {BLOCK} {versions} {maker} '.encode())
     name = str(source).partition(':')[0]
     if name == 'storybook':
         digest.update(repr(storybook_options(str(source))).encode() + Path(storybook.__file__).read_bytes())
@@ -211,7 +211,7 @@ def text_bytes(
     if name == 'storybook': return storybook_options(str(source))['stories'] * 700 if split == 'train' else None
     if str(source) in HUB: return HUB[name]['bytes'] if split == 'train' else None
     files = source_files(source)
-    if split == 'validation' and files['train'] == files['validation'] or any(kind(path) == '.parquet' for path in files[split]): return None
+    if split == 'validation' and files['train'] == files['validation'] or any(file_format(path) == '.parquet' for path in files[split]): return None
     def size(path):
         if path.suffix != '.gz': return path.stat().st_size
         with open(path, 'rb') as file:
@@ -304,7 +304,7 @@ def write_card(
         splits[split]['bytes_per_token'] = splits[split]['bytes'] / max(1, splits[split]['tokens'])
     if not splits['train']['stories']: raise ValueError(no_story(source, splits['train']))
     shards = sorted(part.glob('*.bin'))
-    card = dict(format=FORMAT, source=str(source), revision=revision, key=key, without=without, fingerprint=tokenizer.fingerprint,
+    card = dict(format=SHARD_FORMAT, source=str(source), revision=revision, key=key, without=without, fingerprint=tokenizer.fingerprint,
                 vocab_size=tokenizer.vocab_size, splits={split: splits[split] for split in ('train', 'validation')},
                 crc32={path.name: json.loads(path.open('rb').read(HEADER))['crc32'] for path in shards})
     write_file(part/CARD, json.dumps(card, indent=1).encode() + b'\n')
@@ -340,8 +340,8 @@ def data_card(
     "What prepared data says of itself."
     try: card = json.loads((Path(folder)/CARD).read_text(encoding='utf-8'))
     except (OSError, ValueError): card = {}
-    if not isinstance(card, dict) or card.get('format') != FORMAT or not {'key', 'crc32', 'splits'} <= card.keys():
-        raise ValueError(f'{folder} holds no prepared data of format {FORMAT}; make it with: python -m piny.dataset '
+    if not isinstance(card, dict) or card.get('format') != SHARD_FORMAT or not {'key', 'crc32', 'splits'} <= card.keys():
+        raise ValueError(f'{folder} holds no prepared data of format {SHARD_FORMAT}; make it with: python -m piny.dataset '
                          f'prepare SOURCE --out {folder}')
     return card
 
@@ -361,7 +361,7 @@ def check_prepared(
                          f'asked for; use --vocab_size {card["vocab_size"]}')
     missing = [name for name in card['crc32'] if not (folder/name).is_file()]
     if missing: raise ValueError(f'{folder} lacks its shard {missing[0]}; remove that folder and prepare the data again')
-    for split in card['splits']: Tokens(folder, split, card['fingerprint'], verify=True)
+    for split in card['splits']: TokenShards(folder, split, card['fingerprint'], verify=True)
     return folder
 
 # %% ../nbs/05_dataset.ipynb #data0019

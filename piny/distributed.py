@@ -32,7 +32,7 @@ class World:
         if self.size > 1: dist.all_reduce(numbers)
         return numbers / self.size
 
-    def first(self, action: Callable):
+    def run_on_main(self, action: Callable):
         "What an action gives in process 0, or its error, in every process."
         if self.size == 1: return action()
         box, mine = [None, None], None

@@ -22,7 +22,7 @@ from .model import Piny
 from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
 from .decoder import Decoder
 from .sampling import generate
-from .evaluation import own_data
+from .evaluation import data_of_run
 
 # %% ../nbs/20_measures.ipynb #meas0007
 def words(
@@ -241,7 +241,7 @@ def main(
     try:
         if options.n < 1: raise ValueError(f'--n is {options.n}; expected 1 or more')
         folder = find_checkpoint(options.checkpoint) if options.checkpoint else newest_checkpoint()
-        found = report(*load_checkpoint(folder), options.data or own_data(folder), options.n, seed=options.seed)
+        found = report(*load_checkpoint(folder), options.data or data_of_run(folder), options.n, seed=options.seed)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

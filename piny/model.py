@@ -6,8 +6,6 @@
 __all__ = ['ModelConfig', 'Block', 'init_weights', 'Piny', 'choose_attention', 'make_tables', 'check_inputs', 'flops_per_token']
 
 # %% ../nbs/12_model.ipynb #mode0003
-from dataclasses import dataclass
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Callable

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATOR', 'READERS', 'HUB', 'storybook_options', 'decode_utf8', 'text_stories', 'story_text', 'json_lines_stories',
-           'json_stories', 'parquet_stories', 'kind', 'file_stories', 'source_files', 'cache_folder', 'hub_revision',
-           'hub_stories', 'raw_stories']
+           'json_stories', 'parquet_stories', 'file_format', 'file_stories', 'source_files', 'cache_folder',
+           'hub_revision', 'hub_stories', 'raw_stories']
 
 # %% ../nbs/03_sources.ipynb #sour0003
 from collections.abc import Iterator
@@ -150,7 +150,7 @@ def parquet_stories(
 # %% ../nbs/03_sources.ipynb #sour0012
 READERS = {'.txt': text_stories, '.jsonl': json_lines_stories, '.json': json_stories, '.parquet': parquet_stories}
 
-def kind(path: Path) -> str:
+def file_format(path: Path) -> str:
     "The ending that tells the format, with `.gz` left out."
     return Path(path.stem if path.suffix == '.gz' else path.name).suffix
 
@@ -159,7 +159,7 @@ def file_stories(
 ) -> Iterator[str]:  # its stories as they stand there
     "Stories of a file, by the reader that its name asks for."
     with gzip.open(path) if path.suffix == '.gz' else open(path, 'rb') as file:
-        try: yield from READERS[kind(path)](file, path)
+        try: yield from READERS[file_format(path)](file, path)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f'{path} is damaged or cut short ({error}); fetch or write it again') from None
 
@@ -173,8 +173,8 @@ def source_files(
     if not path.exists():
         raise FileNotFoundError(f'There is no data at {path}; give a story file, a folder, or one of: storybook, '
                                 f'{", ".join(HUB)}')
-    files = sorted(p for p in path.iterdir() if kind(p) in READERS) if path.is_dir() else [path]
-    if not files or kind(files[0]) not in READERS:
+    files = sorted(p for p in path.iterdir() if file_format(p) in READERS) if path.is_dir() else [path]
+    if not files or file_format(files[0]) not in READERS:
         raise ValueError(f'{path} is no story file and holds none; expected files ending in {", ".join(READERS)}, '
                          f'gzipped or not')
     train, validation = ([p for p in files if re.search(f'(?<![a-z])({words})(?![a-z])', p.name.lower())]

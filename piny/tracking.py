@@ -187,7 +187,7 @@ class Tracker:
         self._to_file()
         self._to_wandb(lambda run: run.log({'tokens': tokens, **numbers}, step=step))
 
-    def tell(self, step: int, story: str):
+    def add_sample(self, step: int, story: str):
         "A story told at a step: into `samples.md`, and all so far as a table for W&B."
         write_sample(self.run, story, step)
         def table(run):

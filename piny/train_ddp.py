@@ -11,7 +11,6 @@ from typing import Callable
 import argparse
 import contextlib
 import dataclasses
-import inspect
 import json
 import os
 import re
@@ -19,8 +18,6 @@ import signal
 import sys
 import tempfile
 import torch
-import types
-import typing
 import uuid
 
 from .cli import RefusedElsewhere, StoppedBySignal
@@ -28,7 +25,7 @@ from .machine import end_with_parent, restored_signals
 from .model import ModelConfig
 from .cli import field_options
 from .config import PRESETS, TrainConfig, config_from_dict, make_config
-from .runs import new_run, ready, resume_config
+from .runs import new_run_folder, prepare_run, resume_config
 from .tracking import live_figure
 from .training import train
 
@@ -126,8 +123,8 @@ def launch(
     if nproc_per_node == 1 and not max_restarts: return train(job, resume) if training else job(*args)
     with tempfile.TemporaryDirectory() as folder:
         if training:
-            ready(job, resume, nproc_per_node)                         # what can be refused is refused before processes start
-            job = dataclasses.replace(job, out=job.out or str(new_run(job.preset)))
+            prepare_run(job, resume, nproc_per_node)                         # what can be refused is refused before processes start
+            job = dataclasses.replace(job, out=job.out or str(new_run_folder(job.preset)))
             payload = Path(folder)/'job.json'
             payload.write_text(json.dumps(dict(config=dataclasses.asdict(job), resume=resume and str(resume))), encoding='utf-8')
         else:

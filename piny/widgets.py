@@ -27,9 +27,9 @@ from .rope import apply_rope
 from .attention import Attention
 from .model import Piny
 from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
-from .next_token import SamplingParams, kept_probabilities, penalize
+from .next_token import SamplingParams, filtered_probs, apply_repetition_penalty
 from .decoder import Decoder
-from .sampling import new_stories, pieces
+from .sampling import new_sequences, stream_sequence
 from .config import make_config
 from .tracking import plot_runs, read_samples
 from .training import train
@@ -151,9 +151,9 @@ class Storyteller(Panel):
             if self.turn != turn:
                 self.status.value = 'Stopped.'
                 return
-            (story,) = new_stories(decoder, tokenizer, prompt, **dataclasses.asdict(dials))
+            (story,) = new_sequences(decoder, tokenizer, prompt, **dataclasses.asdict(dials))
             text, began, shown = '', time.perf_counter(), 0.0
-            for piece in pieces(decoder, tokenizer, story):
+            for piece in stream_sequence(decoder, tokenizer, story):
                 if self.turn != turn: break
                 text, now = text + piece, time.perf_counter()
                 if now - shown > 0.05:
@@ -208,7 +208,7 @@ class Storyteller(Panel):
         if not text:
             decoder, tokenizer = self.read(self.folder.value)
             room = decoder.config.context - len(tokenizer.encode(self.prompt.value, bos=True))
-            text = ''.join(pieces(decoder, tokenizer, new_stories(decoder, tokenizer, self.prompt.value, **read_dials(self.sliders), max_new_tokens=min(self.length.value or 150, 150, room), seed=self.seed.value)[0]))
+            text = ''.join(stream_sequence(decoder, tokenizer, new_sequences(decoder, tokenizer, self.prompt.value, **read_dials(self.sliders), max_new_tokens=min(self.length.value or 150, 150, room), seed=self.seed.value)[0]))
         lines = [line for part in text.split('\n') for line in textwrap.wrap(part, 84) or ['']]
         figure, ax = new_figure(0.5 + 0.19 * len(lines))
         ax.axis('off')
@@ -256,10 +256,10 @@ class NextToken(Panel):
     def look(self):
         "The likeliest tokens: id, text, probability by temperature alone, probability after all cuts, what cut it."
         dials, (ids, logits) = read_dials(self.sliders), self.ask()
-        if dials['repetition_penalty'] != 1: logits = penalize(logits, ids, dials['repetition_penalty'])
+        if dials['repetition_penalty'] != 1: logits = apply_repetition_penalty(logits, ids, dials['repetition_penalty'])
         heat, cuts = dials['temperature'] or 1e-3, ('top_k', 'top_p', 'min_p')
-        plain, order = (t[0, :self.ROWS].tolist() for t in kept_probabilities(logits[None], heat))
-        stages = [kept_probabilities(logits[None], heat, **{name: dials[name] for name in cuts[:n]})[0][0, :self.ROWS].tolist() for n in (1, 2, 3)]
+        plain, order = (t[0, :self.ROWS].tolist() for t in filtered_probs(logits[None], heat))
+        stages = [filtered_probs(logits[None], heat, **{name: dials[name] for name in cuts[:n]})[0][0, :self.ROWS].tolist() for n in (1, 2, 3)]
         found = []
         for i, (p, token) in enumerate(zip(plain, order)):
             cut = next((name for name, stage in zip(cuts, stages) if stage[i] == 0 < p), None)
