@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'option', 'error_sentence', 'checked', 'checked_frozen', 'yes_or_no', 'field_type', 'field_options',
-           'add_fields', 'make_parser', 'say', 'accept_any_character', 'print_json', 'abandon_output',
-           'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command', 'abandon_output_if_full']
+           'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'accept_any_character', 'print_json',
+           'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command']
 
-# %% ../nbs/91_cli.ipynb #e7d8d24e
+# %% ../nbs/91_cli.ipynb #d80f971f
 import argparse
 import contextlib
 import json
@@ -19,7 +19,7 @@ from typing import Any, Callable, Literal
 
 import pydantic
 
-# %% ../nbs/91_cli.ipynb #4b5b7248
+# %% ../nbs/91_cli.ipynb #cc46e2ae
 def option(
     default: Any,  # the value where none is given
     help: str,  # what the field means, for readers and for --help
@@ -30,7 +30,7 @@ def option(
     extra = dict(positional=positional)
     return pydantic.Field(default, description=help, json_schema_extra=extra, **limits)
 
-# %% ../nbs/91_cli.ipynb #5cb37d7f
+# %% ../nbs/91_cli.ipynb #f16e9103
 EXPECTED = dict(
     int_type='a whole number', int_from_float='a whole number', float_type='a number',
     finite_number='a finite number', string_type='a text', bool_type='true or false',
@@ -56,7 +56,7 @@ def error_sentence(
     expected = EXPECTED.get(first['type'], first['msg'].lower()).format(**context)
     return f'{name} is {first["input"]!r}; expected {expected}'
 
-# %% ../nbs/91_cli.ipynb #e964e328
+# %% ../nbs/91_cli.ipynb #17f32aac
 @typing.dataclass_transform(field_specifiers=(option,))
 def checked(
     cls: type,  # a class with annotated fields
@@ -84,7 +84,7 @@ def checked_frozen(
     "The same, but the fields cannot be set afterwards, so that a value can be shared."
     return checked(cls, frozen=True)
 
-# %% ../nbs/91_cli.ipynb #b9e49270
+# %% ../nbs/91_cli.ipynb #0994a4a1
 def yes_or_no(
     text: str,  # of the command line
 ) -> bool:
@@ -106,9 +106,10 @@ def field_type(
         hint = typing.get_args(hint)[0]
     return yes_or_no if hint is bool else hint
 
-# %% ../nbs/91_cli.ipynb #920923e6
+# %% ../nbs/91_cli.ipynb #2fd0a50d
 def field_options(
     cls: type,  # a `checked` dataclass
+    show_defaults: bool = True,  # in the help texts
 ) -> dict:  # name of a field to the keywords of `add_argument`
     "What argparse wants to know of each field that has a help text."
     hints = typing.get_type_hints(cls)
@@ -117,7 +118,7 @@ def field_options(
         if field.description is None:
             continue  # not for the command line
         help_text = field.description.replace('%', '%%')
-        if field.default not in (None, (), False):
+        if show_defaults and field.default not in (None, (), False):
             help_text += f' (default: {field.default})'.replace('%', '%%')
         if hints[name] is bool and field.default is False:
             options[name] = dict(action='store_true', help=help_text)
@@ -127,14 +128,15 @@ def field_options(
             options[name]['nargs'] = '+'
     return options
 
-# %% ../nbs/91_cli.ipynb #e5fe7232
+# %% ../nbs/91_cli.ipynb #f84d4cbc
 def add_fields(
     parser: Any,  # an argparse parser, or a group of one
     cls: type,  # a `checked` dataclass
     leave_out: typing.Collection[str] = (),  # fields that are no options of this command
+    show_defaults: bool = True,  # in the help texts; not where a preset sets others
 ) -> None:
     "Add an option for each field of a class."
-    for name, keywords in field_options(cls).items():
+    for name, keywords in field_options(cls, show_defaults).items():
         extra = cls.__pydantic_fields__[name].json_schema_extra or {}
         if name in leave_out:
             continue
@@ -156,16 +158,51 @@ def make_parser(
         add_fields(parser, cls)
     return parser
 
-# %% ../nbs/91_cli.ipynb #813ac76a
+# %% ../nbs/91_cli.ipynb #2bacaf79
+class LossyStream:
+    "A stream for notes and progress bars: what cannot be written is lost in silence."
+
+    def __init__(
+        self,
+        stream: Any,  # such as `sys.stderr`; None where there is none
+    ):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        "Write what can be written."
+        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        "Flush; where that fails, point the stream to nowhere, so that nothing fails later."
+        try:
+            self.stream.flush()
+        except (OSError, ValueError, RuntimeError, AttributeError):
+            abandon(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def abandon(
+    stream: Any,  # with a file behind it, or without
+) -> None:
+    "Point a stream to nowhere: neither we nor Python's own last flush will fail on it."
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def say(
     text: str,  # for people
     end: str = '\n',
 ) -> None:
     "Write a note to standard error; where that is gone, do nothing."
-    with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
-        print(text, end=end, file=sys.stderr, flush=True)
+    print(text, end=end, file=LossyStream(sys.stderr), flush=True)
 
-# %% ../nbs/91_cli.ipynb #bba62617
+# %% ../nbs/91_cli.ipynb #481c7780
 def accept_any_character() -> None:
     "Let both streams spell characters that their encoding lacks."
     for stream in sys.stdout, sys.stderr:
@@ -180,13 +217,7 @@ def print_json(
     encoding = (getattr(sys.stdout, 'encoding', None) or 'ascii').lower()
     print(json.dumps(value, ensure_ascii=encoding not in ('utf-8', 'utf8')))
 
-# %% ../nbs/91_cli.ipynb #d73615eb
-def abandon_output() -> None:
-    "Point standard output to nowhere, so that Python does not complain of it at its end."
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-# %% ../nbs/91_cli.ipynb #01320ce0
+# %% ../nbs/91_cli.ipynb #35178e68
 class RefusedElsewhere(ValueError):
     "Another process of the same run was refused, and has said why."
 
@@ -202,7 +233,7 @@ class StoppedBySignal(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-# %% ../nbs/91_cli.ipynb #a99c9094
+# %% ../nbs/91_cli.ipynb #761ff822
 def exit_code_and_sentence(
     action: Callable[[], Any],
     stopped: str,  # what to say where Ctrl-C ends the action
@@ -217,7 +248,7 @@ def exit_code_and_sentence(
     except RefusedElsewhere:
         return 2, ''
     except BrokenPipeError:
-        abandon_output()
+        abandon(sys.stdout)
         return 141, ''
     except (ValueError, OSError) as error:
         return 2, f'error: {error}'
@@ -239,15 +270,5 @@ def run_command(
     code, sentence = exit_code_and_sentence(act_and_flush, stopped)
     if sentence:
         say(sentence)
-    if code == 2:
-        abandon_output_if_full()
+    LossyStream(sys.stdout).flush()  # it may still hold what could not be written
     return code
-
-
-def abandon_output_if_full() -> None:
-    "Where standard output takes nothing more, forget what it still holds."
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        abandon_output()

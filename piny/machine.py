@@ -6,7 +6,7 @@
 __all__ = ['DEVICES', 'resolve_device', 'matmul_flops', 'peak_memory_gib', 'has_vnni', 'keep_freed_memory', 'copy_to_cpu',
            'StopFlag', 'stop_signals', 'restored_signals', 'catch_stop_signals', 'end_with_parent']
 
-# %% ../nbs/92_machine.ipynb #9bf5a2f4
+# %% ../nbs/92_machine.ipynb #5e7d2218
 import contextlib
 import ctypes
 import functools
@@ -24,7 +24,7 @@ import torch
 
 from .cli import say
 
-# %% ../nbs/92_machine.ipynb #0f4903f4
+# %% ../nbs/92_machine.ipynb #9d1e73b2
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
 
 
@@ -46,7 +46,7 @@ def resolve_device(
         raise ValueError('--device is mps, which this machine lacks; use --device cpu')
     return torch.device(name, index) if name == 'cuda' else torch.device(name)
 
-# %% ../nbs/92_machine.ipynb #b2f7471a
+# %% ../nbs/92_machine.ipynb #7d3f53bb
 @functools.cache
 def matmul_flops(
     device: torch.device,
@@ -65,7 +65,7 @@ def matmul_flops(
     times = [seconds() for _ in range(8)]
     return 2 * size**3 / statistics.median(times[1:])
 
-# %% ../nbs/92_machine.ipynb #655d125d
+# %% ../nbs/92_machine.ipynb #f1f6af2e
 def peak_memory_gib(
     device: torch.device,
 ) -> float:  # GiB
@@ -78,13 +78,13 @@ def peak_memory_gib(
     unit = 2**30 if sys.platform == 'darwin' else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-# %% ../nbs/92_machine.ipynb #b0a233ca
+# %% ../nbs/92_machine.ipynb #b331453a
 def has_vnni() -> bool:
     "Can this processor multiply bytes and add them up in 32 bits?"
     tests = '_is_vnni_supported', '_is_avx512_vnni_supported'
     return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
-# %% ../nbs/92_machine.ipynb #7c94c4b8
+# %% ../nbs/92_machine.ipynb #ad0ffc68
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
     "Let glibc keep large freed blocks for the next tensor; elsewhere, do nothing."
@@ -102,7 +102,7 @@ def keep_freed_memory() -> Iterator[None]:
         libc.mallopt(trim_threshold, 2**26)
         libc.malloc_trim(0)
 
-# %% ../nbs/92_machine.ipynb #97a63fd1
+# %% ../nbs/92_machine.ipynb #2c7e4a30
 def copy_to_cpu(
     numbers: torch.Tensor,  # on any device
 ) -> Callable[[], list]:  # gives the numbers, when called
@@ -120,7 +120,7 @@ def copy_to_cpu(
 
     return wait_and_read
 
-# %% ../nbs/92_machine.ipynb #8aaf133f
+# %% ../nbs/92_machine.ipynb #0f937300
 @dataclass
 class StopFlag:
     "Has a signal asked this process to stop?"
@@ -139,7 +139,7 @@ class StopFlag:
             say(f'\n{name}: stopping after this step, then saving … '
                 '(once more: ending at once)')
 
-# %% ../nbs/92_machine.ipynb #0fcfde57
+# %% ../nbs/92_machine.ipynb #6e1b59d5
 def stop_signals() -> list[int]:
     "The signals that ask a process to stop; not SIGHUP where `nohup` has it ignored."
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -176,7 +176,7 @@ def catch_stop_signals(
             signal.signal(number, flag.receive)
         yield flag
 
-# %% ../nbs/92_machine.ipynb #9220cdc7
+# %% ../nbs/92_machine.ipynb #dc0007a4
 def end_with_parent() -> None:
     "Ask Linux for a SIGTERM when the process that started this one is gone."
     if sys.platform == 'linux':
