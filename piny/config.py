@@ -6,16 +6,16 @@
 __all__ = ['PRESETS', 'MODEL_FIELDS', 'TRAIN_FIELDS', 'TrainConfig', 'preset_fields', 'make_config', 'model_of_checkpoint',
            'config_from_dict', 'windows_per_process', 'split_batch']
 
-# %% ../nbs/21_config.ipynb #1761c892
+# %% ../nbs/21_config.ipynb #2db1f58d
 import dataclasses
 from typing import Any, Literal
 
 from .cli import checked, option
 from .files import read_json
 from .model import ModelConfig
-from .pretrained import find_checkpoint, from_llama
+from .pretrained import config_from_llama, find_checkpoint
 
-# %% ../nbs/21_config.ipynb #4d9d2066
+# %% ../nbs/21_config.ipynb #2a5aaf7f
 @checked
 class TrainConfig:
     "Everything that a training run depends on; the defaults are the model card's."
@@ -67,7 +67,7 @@ class TrainConfig:
             raise ValueError('--dtype is float64, which mps lacks; use --device cpu, '
                              'or float32')
 
-# %% ../nbs/21_config.ipynb #4a73cc76
+# %% ../nbs/21_config.ipynb #d0acf961
 PRESETS = {
     'demo': dict(
         data='storybook:stories=6000,plots=8,names=24',
@@ -82,7 +82,7 @@ PRESETS = {
     'piny': dict(),
 }
 
-# %% ../nbs/21_config.ipynb #7a12a02a
+# %% ../nbs/21_config.ipynb #7b835739
 MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 TRAIN_FIELDS -= {'model', 'preset'}
@@ -100,7 +100,7 @@ def preset_fields(
                          f'expected one of: {", ".join(PRESETS)}')
     return PRESETS[name]
 
-# %% ../nbs/21_config.ipynb #bbc6d22a
+# %% ../nbs/21_config.ipynb #71a7fb2c
 def make_config(
     preset: str = 'demo',  # a key of `PRESETS`
     **fields: Any,  # of `TrainConfig` or `ModelConfig`, over those of the preset
@@ -120,21 +120,21 @@ def make_config(
         model = ModelConfig(**{'context': seq_len, **shape})
     return TrainConfig(preset=preset, model=model, **training)
 
-# %% ../nbs/21_config.ipynb #a21aeac9
+# %% ../nbs/21_config.ipynb #8f99dbac
 def model_of_checkpoint(
     checkpoint: str,  # a run or checkpoint folder
     asked: dict,  # fields of `ModelConfig` that were given by hand
     seq_len: int,  # tokens in a window; the context, where none is asked for
 ) -> ModelConfig:
     "The architecture of the weights that a run starts from; only the context may differ."
-    shape = from_llama(read_json(find_checkpoint(checkpoint)/'config.json'))
+    shape = config_from_llama(read_json(find_checkpoint(checkpoint)/'config.json'))
     for name, value in asked.items():
         if name != 'context' and value != getattr(shape, name):
             raise ValueError(f'--{name} is {value}, but the weights in {checkpoint} have '
                              f'{getattr(shape, name)}; leave the option out')
     return dataclasses.replace(shape, context=asked.get('context', seq_len))
 
-# %% ../nbs/21_config.ipynb #f592b9a9
+# %% ../nbs/21_config.ipynb #dc24ab29
 def config_from_dict(
     values: dict,  # of `dataclasses.asdict`
 ) -> TrainConfig:
@@ -145,7 +145,7 @@ def config_from_dict(
         raise ValueError(f'The configuration in run.json is not of this Piny ({error}); '
                          'resume with the one that made it') from None
 
-# %% ../nbs/21_config.ipynb #0631ee11
+# %% ../nbs/21_config.ipynb #24ed8240
 def windows_per_process(
     config: TrainConfig,
     n_processes: int,  # that share the batch
@@ -161,7 +161,7 @@ def windows_per_process(
         f'(--seq_len {config.seq_len} times {n_processes} '
         f'process{"es" * (n_processes > 1)}); the nearest that fit: {" or ".join(nearest)}')
 
-# %% ../nbs/21_config.ipynb #89f4815d
+# %% ../nbs/21_config.ipynb #27664c07
 def split_batch(
     config: TrainConfig,
     n_processes: int,  # that share the batch
@@ -173,6 +173,7 @@ def split_batch(
     micro_batch = config.micro_batch or max(n for n in divisors if n <= max(1, most))
     if micro_batch not in divisors:
         nearest = sorted(sorted(divisors, key=lambda n: abs(n - micro_batch))[:2])
+        words = ' or '.join(map(str, nearest))
         raise ValueError(f'--micro_batch is {micro_batch}, but a process has {windows} '
-                         f'windows a step; the nearest that fit: {" or ".join(map(str, nearest))}')
+                         f'windows a step; the nearest that fit: {words}')
     return micro_batch, windows // micro_batch

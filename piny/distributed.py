@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['World', 'process_device', 'process_group']
 
-# %% ../nbs/25_distributed.ipynb #75c91ef2
+# %% ../nbs/25_distributed.ipynb #0c8533d1
 import contextlib
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from .cli import RefusedElsewhere
 from .machine import resolve_device
 
-# %% ../nbs/25_distributed.ipynb #6f4f7331
+# %% ../nbs/25_distributed.ipynb #ceae4ee7
 @dataclass
 class World:
     "Where a process stands among all of a run."
@@ -47,7 +47,7 @@ class World:
         self,
         action: Callable[[], Any],  # what it gives must be picklable
     ) -> Any:
-        "Give every process what an action gives in process 0; RefusedElsewhere if it fails."
+        "Give every process what an action gives in process 0, or a RefusedElsewhere."
         if self.size == 1:
             return action()
         message: list = [None, None]  # the result, and the words of an error
@@ -64,7 +64,7 @@ class World:
             raise RefusedElsewhere(message[1])
         return message[0]
 
-# %% ../nbs/25_distributed.ipynb #50481d9c
+# %% ../nbs/25_distributed.ipynb #0546314d
 def process_device(
     name: str,  # auto, cpu, cuda or mps
     local_rank: int,  # of this process, among those of its machine
@@ -79,7 +79,7 @@ def process_device(
                          'use --nproc_per_node 1, or --device cpu')
     return resolve_device(name, local_rank)
 
-# %% ../nbs/25_distributed.ipynb #3ea1c47d
+# %% ../nbs/25_distributed.ipynb #99e31e1e
 @contextlib.contextmanager
 def process_group(
     device: str = 'auto',  # auto, cpu, cuda or mps

@@ -7,7 +7,7 @@ __all__ = ['training_exit', 'leave_at_once', 'worker', 'train_and_leave_note', '
            'worker_environment', 'start_workers', 'launch', 'launch_training', 'launch_function', 'LaunchOptions',
            'train_parser', 'train_as_torchrun_worker', 'train_from_options', 'main']
 
-# %% ../nbs/27_train_ddp.ipynb #81f1b13e
+# %% ../nbs/27_train_ddp.ipynb #559b84e1
 import argparse
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ from .runs import new_run_folder, prepare_run, resume_config
 from .tracking import live_figure
 from .training import train
 
-# %% ../nbs/27_train_ddp.ipynb #b049eb97
+# %% ../nbs/27_train_ddp.ipynb #a91ba1aa
 def training_exit(
     action: Callable[[], Any],  # that trains
 ) -> tuple[int, str]:  # exit code and sentence; 0 and nothing where all went well
@@ -59,7 +59,7 @@ def leave_at_once(
             stream.flush()
     os._exit(exit_code)
 
-# %% ../nbs/27_train_ddp.ipynb #7a724372
+# %% ../nbs/27_train_ddp.ipynb #c1035b01
 def worker(
     payload: str,  # a file that `launch` has written
 ) -> NoReturn:
@@ -94,7 +94,7 @@ def train_and_leave_note(
             file.write(words)
     return exit_code
 
-# %% ../nbs/27_train_ddp.ipynb #2baff01e
+# %% ../nbs/27_train_ddp.ipynb #d2058fa8
 def elastic_config(
     nproc_per_node: int,  # how many processes
     max_restarts: int,  # how often all are started again when one dies
@@ -114,7 +114,7 @@ def elastic_config(
         rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=max_restarts,
         monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=str(log_dir)), **wishes)
 
-# %% ../nbs/27_train_ddp.ipynb #9d96f842
+# %% ../nbs/27_train_ddp.ipynb #7d0aa977
 @contextlib.contextmanager
 def environment(
     **values: str,  # variables by name
@@ -140,7 +140,7 @@ def worker_environment(
     return dict(OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
                 TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1')
 
-# %% ../nbs/27_train_ddp.ipynb #8bc97722
+# %% ../nbs/27_train_ddp.ipynb #39c4d577
 def start_workers(
     payload: Path,  # for `worker`
     nproc_per_node: int,  # how many processes
@@ -165,7 +165,7 @@ def start_workers(
             raise StoppedBySignal(sentence, exit_code - 128)
         raise ValueError(sentence.removeprefix('error: '))
 
-# %% ../nbs/27_train_ddp.ipynb #b2928704
+# %% ../nbs/27_train_ddp.ipynb #d51c9bf4
 def launch(
     job: TrainConfig | Callable,  # what to train, or a function that every process calls
     nproc_per_node: int | None = None,  # processes here; None: one for each GPU, or one
@@ -187,7 +187,7 @@ def launch(
         return launch_training(job, resume, nproc_per_node, max_restarts)
     return launch_function(job, args, nproc_per_node, max_restarts)
 
-# %% ../nbs/27_train_ddp.ipynb #39591455
+# %% ../nbs/27_train_ddp.ipynb #b782579c
 def launch_training(
     config: TrainConfig,
     resume: str | Path | None,  # a run or checkpoint folder
@@ -219,7 +219,7 @@ def launch_function(
         payload.write_bytes(cloudpickle.dumps((function, args)))
         start_workers(payload, nproc_per_node, max_restarts)
 
-# %% ../nbs/27_train_ddp.ipynb #906b5636
+# %% ../nbs/27_train_ddp.ipynb #ad9e34f4
 @checked
 class LaunchOptions:
     "How a run is started."
@@ -231,17 +231,17 @@ class LaunchOptions:
         None, 'how often to go on after the death of a process (default: 3 with several '
         'processes, 0 with one)', ge=0)
 
-# %% ../nbs/27_train_ddp.ipynb #538a987d
+# %% ../nbs/27_train_ddp.ipynb #f672ccf9
 def train_parser() -> argparse.ArgumentParser:
     "All options; those not given are left to the preset."
     parser = make_parser(
-        'piny.train_ddp', 'Train a story-telling model. With no options: the demo, two minutes '
-        'on a laptop.', LaunchOptions)
+        'piny.train_ddp', 'Train a story-telling model. With no options: the demo, two '
+        'minutes on a laptop.', LaunchOptions)
     for title, cls in ('training', TrainConfig), ('model', ModelConfig):
         add_fields(parser.add_argument_group(title), cls, show_defaults=False)
     return parser
 
-# %% ../nbs/27_train_ddp.ipynb #6f6e4f32
+# %% ../nbs/27_train_ddp.ipynb #100d095a
 def train_as_torchrun_worker(
     config: TrainConfig,
     start: Path | None,  # of `resume_config`
@@ -273,7 +273,7 @@ def train_from_options(
         train_as_torchrun_worker(config, start)
     launch(config, options.nproc_per_node, resume=start, max_restarts=options.max_restarts)
 
-# %% ../nbs/27_train_ddp.ipynb #58449169
+# %% ../nbs/27_train_ddp.ipynb #768edd7c
 def main(
     args: list[str] | None = None,  # the command line; None: the process's own
 ) -> int:  # exit code
@@ -292,6 +292,6 @@ def main(
             'go on with: python -m piny.train_ddp --resume RUN')
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
-# %% ../nbs/27_train_ddp.ipynb #f93bfca0
+# %% ../nbs/27_train_ddp.ipynb #a9c8d057
 #| eval: false
 if __name__ == '__main__': sys.exit(main())
