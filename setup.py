@@ -28,7 +28,7 @@ setup(
         'Programming Language :: Python :: 3',
     ],
     packages=find_packages(include=['piny', 'piny.*']),
-    include_package_data=True,
+    package_data={'piny': ['assets/**/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={'tuning': tuning, 'docs': docs, 'dev': docs + tuning + cfg['dev_requirements'].split()},

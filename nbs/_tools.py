@@ -1,34 +1,63 @@
-"""What the project does to its own pages; each command ends with exit code 1 when it finds a fault.
+"""What the project does to its own pages; exit code 1 where a command finds a fault.
 
-    python nbs/_tools.py execute [PAGE …]   run pages in a fresh kernel and save their outputs
-    python nbs/_tools.py readme             make README.md from index.ipynb
-    python nbs/_tools.py site               build the docs site into _docs/ (no Quarto needed)
-    python nbs/_tools.py check              pages exported, clean, executed; README fresh
-    python nbs/_tools.py rerun PAGE         run a page again and compare its text outputs
+    python nbs/_tools.py execute [PAGE …]  run pages in a fresh kernel, save their outputs
+    python nbs/_tools.py readme            make README.md from index.ipynb
+    python nbs/_tools.py site              build the docs site into _docs/, without Quarto
+    python nbs/_tools.py check             pages exported, clean, executed; README fresh;
+                                           code as _rules.py wants it
+    python nbs/_tools.py lint              ruff over pages and scripts, mypy over modules
+    python nbs/_tools.py rerun PAGE        run a page again and compare its text outputs
 """
-import argparse, ast, os, re, shutil, subprocess, sys, tempfile
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from html import unescape
 from pathlib import Path
 
-NBS = Path(__file__).resolve().parent
-ROOT = NBS.parent
-NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}
-SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}  # calls that return None, so that a cell may end in them
+from _rules import (
+    NBS,
+    ROOT,
+    book_modules,
+    book_pages,
+    code_faults,
+    code_notes,
+    directives,
+    functions,
+    without_magics,
+)
+
+NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}  # directives of cells that wait for a flag
+# calls that return None, so that a cell may end in them and show nothing
+SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}
+# names a model in a kernel that is gone by the time a page is read
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+SITE = 'https://piny-lm.github.io/piny/'
+# what smalldocs says of every page, and what counts the rest
+EXPECTED_NOTES = 'output-file is not read', 'thing(s) to look at'
+NOT_COPIED = ('.git', '_docs', '_proc', 'runs', '*.egg-info', '__pycache__', '.venv',
+              '.*_cache')
 
 
 def pages(names=()):
     "Every page of the book, or the named ones."
-    if names: return [Path(n).resolve() for n in names]
-    return sorted(p for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
+    return [Path(name).resolve() for name in names] or book_pages()
 
 
 def refused(function, *args, error=ValueError, **kwargs):
     "The sentence by which a call is refused; an AssertionError where it is not."
     try:
         function(*args, **kwargs)
-    except error as found:
-        return str(found)
+    except error as refusal:
+        return str(refusal)
     raise AssertionError(f'{function.__name__} took {args} {kwargs}')
 
+
+# -------------------------------------------------------------------------- running a page
 
 def read(path):
     "A notebook."
@@ -36,132 +65,222 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def directives(cell):
-    "The `#|` directives at the head of a cell, name to value."
-    found = {}
-    for line in cell.source.splitlines():
-        if not line.strip().startswith('#|'): break
-        name, _, value = line.strip()[2:].strip().partition(' ')
-        found[name.rstrip(':')] = value.strip()
-    return found
-
-
 def runs(cell):
     "Is this a code cell that a plain run executes?"
-    if cell.cell_type != 'code': return False
-    d = directives(cell)
-    return not (NOT_RUN & d.keys() or d.get('eval') == 'false')
+    if cell.cell_type != 'code':
+        return False
+    names = directives(cell.source)
+    return not (NOT_RUN & names.keys() or names.get('eval') == 'false')
 
 
-def skipped(nb):
+def skipped(notebook):
     "Does the page's front matter say `skip_exec: true`?"
-    head = nb.cells[0].source if nb.cells else ''
+    head = notebook.cells[0].source if notebook.cells else ''
     return bool(re.search(r'^(- )?skip_exec:\s*true', head, re.M))
 
 
-def run(nb, folder):
-    "Run the cells that a plain run executes in a fresh kernel; the others keep the outputs that they have."
+def run(notebook, folder):
+    "Run what a plain run executes in a fresh kernel; other cells keep their outputs."
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(folder)}})
+    client = NotebookClient(notebook, timeout=600, kernel_name='python3',
+                            resources={'metadata': {'path': str(folder)}})
     with client.setup_kernel():
-        for i, cell in enumerate(nb.cells):
-            if not runs(cell): continue
-            cell.outputs = []
-            client.execute_cell(cell, i)
-    nb.metadata.pop('language_info', None)
-    nb.metadata.pop('widgets', None)
-    for cell in nb.cells:
-        if cell.cell_type == 'code': cell.outputs = merge_streams([o for o in map(without_widget, cell.outputs) if o])
-    return nb
-
-
-WIDGET = 'application/vnd.jupyter.widget-view+json'  # names a model in a kernel that is gone by the time a page is read
+        for i, cell in enumerate(notebook.cells):
+            if runs(cell):
+                cell.outputs = []
+                client.execute_cell(cell, i)
+    notebook.metadata.pop('language_info', None)
+    notebook.metadata.pop('widgets', None)
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            outputs = [without_widget(output) for output in cell.outputs]
+            cell.outputs = merge_streams([output for output in outputs if output])
+    return notebook
 
 
 def without_widget(output):
-    "An output without its live widget: the picture or text beside it stays; a bar, which has only its repr, goes."
+    "An output without its live widget; its picture or text stays, a bar, all repr, goes."
     data = output.get('data', {})
     if WIDGET in data:
         del data[WIDGET]
-        if set(data) <= {'text/plain'}: return None
+        if set(data) <= {'text/plain'}:
+            return None
         data.pop('text/plain', None)
     return output
 
 
 def merge_streams(outputs):
-    "Joins pieces of one stream and plays carriage returns, so that a progress bar leaves only its last state."
+    "Join pieces of one stream and play carriage returns: a bar leaves its last state."
     merged = []
-    for o in outputs:
-        if merged and o.output_type == 'stream' == merged[-1].output_type and o.name == merged[-1].name:
-            merged[-1].text += o.text
-        else: merged.append(o)
-    for o in merged:
-        if o.output_type == 'stream':
-            lines = [line.rstrip('\r').rsplit('\r', 1)[-1] for line in o.text.split('\n')]
-            o.text = '\n'.join(lines)
-    return [o for o in merged if o.output_type != 'stream' or o.text.strip()]
+    for output in outputs:
+        last = merged[-1] if merged else None
+        streams = last and output.output_type == last.output_type == 'stream'
+        if streams and output.name == last.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    for output in merged:
+        if output.output_type == 'stream':
+            lines = output.text.split('\n')
+            output.text = '\n'.join(line.rstrip('\r').rsplit('\r', 1)[-1] for line in lines)
+    return [output for output in merged
+            if output.output_type != 'stream' or output.text.strip()]
 
 
 def execute(names):
+    "Run pages and save their outputs."
+    import nbformat
     for path in pages(names):
-        nb = read(path)
-        if skipped(nb) and not names: continue
+        notebook = read(path)
+        if skipped(notebook) and not names:
+            continue
         print(f'{path.name} …', end=' ', flush=True)
-        import nbformat
-        nbformat.write(run(nb, path.parent), path)
+        nbformat.write(run(notebook, path.parent), path)
         subprocess.run(['nbdev_clean', '--fname', str(path)], check=True, cwd=ROOT)
         print('saved')
     return []
 
 
-def text_outputs(nb):
-    return [[o.get('text') or o.get('data', {}).get('text/plain') for o in c.outputs] if runs(c) else [] for c in nb.cells if c.cell_type == 'code']
+def text_outputs(notebook):
+    "What each code cell that runs shows as text, without addresses in memory."
+    texts = []
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            outputs = cell.outputs if runs(cell) else []
+            shown = [output.get('text') or output.get('data', {}).get('text/plain')
+                     for output in outputs]
+            texts.append(re.sub(r' at 0x[0-9a-f]+', '', str(shown)))
+    return texts
 
 
 def rerun(names):
     "Faults: cells whose text output is not what the page shows."
     faults = []
     for path in pages(names):
-        old, new = read(path), run(read(path), path.parent)
-        clean = lambda x: re.sub(r' at 0x[0-9a-f]+', '', str(x))
-        for i, (a, b) in enumerate(zip(text_outputs(old), text_outputs(new))):
-            if clean(a) != clean(b): faults.append(f'{path.name}: code cell {i} shows {clean(a)[:200]} but a new run gives {clean(b)[:200]}')
+        saved = text_outputs(read(path))
+        fresh = text_outputs(run(read(path), path.parent))
+        faults += [f'{path.name}: code cell {i} shows {old[:200]} but a new run gives '
+                   f'{new[:200]}'
+                   for i, (old, new) in enumerate(zip(saved, fresh))
+                   if old != new]
     return faults
 
+
+# ------------------------------------------------------------------------------ the README
 
 def readme_text():
     "index.ipynb as Markdown, through the same processing as its docs page."
     from execnb.nbio import read_nb, write_nb
     from nbconvert import MarkdownExporter
     from nbdev.processors import FilterDefaults
-    nb = read_nb(NBS/'index.ipynb')
-    FilterDefaults()(nb)
+    notebook = read_nb(NBS/'index.ipynb')
+    FilterDefaults()(notebook)
     with tempfile.TemporaryDirectory() as folder:
-        write_nb(nb, Path(folder)/'index.ipynb')
-        body, _ = MarkdownExporter().from_filename(str(Path(folder)/'index.ipynb'))
+        path = Path(folder)/'index.ipynb'
+        write_nb(notebook, path)
+        body, _ = MarkdownExporter().from_filename(str(path))
     body = re.sub(r'\A\s*---\n.*?\n---\n', '', body, flags=re.S)
     body = re.sub(r'^#\| .*\n', '', body, flags=re.M)
     body = re.sub(r'\]\((?!https?:|#|mailto:)([^)]+\.ipynb)', r'](nbs/\1', body)
+    page_of = book_modules()
+    body = re.sub(rf'\]\({SITE}(\w+)\.html#[\w.]+\)',
+                  lambda match: f'](nbs/{page_of[match[1]]}.ipynb)', body)
     body = re.sub(r'<!-- WARNING: THIS FILE WAS AUTOGENERATED.*?-->', '', body)
-    note = '<!-- Made from nbs/index.ipynb by `python nbs/_tools.py readme`: edit the notebook. -->\n\n'
-    return note + read(NBS/'index.ipynb').cells[0].source + '\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
+    body = re.sub(r'\n{3,}', '\n\n', body).strip()
+    note = ('<!-- Made from nbs/index.ipynb by `python nbs/_tools.py readme`: '
+            'edit the notebook. -->')
+    title = read(NBS/'index.ipynb').cells[0].source
+    return f'{note}\n\n{title}\n\n{body}\n'
 
 
 def readme(_):
+    "Write README.md."
     (ROOT/'README.md').write_text(readme_text(), encoding='utf-8')
     return []
 
 
-def finish(html):
-    "Formulas as MathML, so that a page needs no script from elsewhere to show them; in comments of code, names without links."
-    from html import unescape
+# -------------------------------------------------------------------------------- the site
+
+def formulas_as_mathml(html):
+    "A page whose formulas need no script from elsewhere."
     from latex2mathml.converter import convert
-    def formula(m, display): return convert(unescape(m[1]).strip(), display='block' if display else 'inline')
-    html = re.sub(r'<span class="co">[^<]*</span>', lambda m: re.sub(r'\[(`\w+`)\]\(http[^)]*\)', r'\1', m[0]), html)
+
+    def block(match):
+        return convert(unescape(match[1]).strip(), display='block')
+
+    def inline(match):
+        return convert(unescape(match[1]).strip(), display='inline')
+
     html = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', html)
-    html = re.sub(r'<span class="math display">\s*\\\[(.*?)\\\]\s*</span>', lambda m: formula(m, True), html, flags=re.S)
-    return re.sub(r'<span class="math inline">\s*\\\((.*?)\\\)\s*</span>', lambda m: formula(m, False), html, flags=re.S)
+    html = re.sub(r'<span class="math display">\s*\\\[(.*?)\\\]\s*</span>', block, html,
+                  flags=re.S)
+    return re.sub(r'<span class="math inline">\s*\\\((.*?)\\\)\s*</span>', inline, html,
+                  flags=re.S)
+
+
+def plain_comments(html):
+    "Comments of code without the links that nbdev writes into them."
+    def without_links(match):
+        return re.sub(r'\[(`\w+`)\]\(http[^)]*\)', r'\1', match[0])
+
+    return re.sub(r'<span class="co">[^<]*</span>', without_links, html)
+
+
+def symbols(source):
+    "The names in code that a page can link to: functions, classes and methods."
+    try:
+        tree = ast.parse(without_magics(source))
+    except SyntaxError:  # no Python
+        return []
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return classes + [name for name, _ in functions(tree)]
+
+
+def anchored(html, module):
+    "Put before each exported cell an anchor for each name, and over it its module's name."
+    def with_anchors(match):
+        code = unescape(re.sub(r'<[^>]*>', '', match['code']))
+        anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in symbols(code))
+        caption = match['head'].replace('Exported source', f'piny.{module}')
+        return anchors + caption + match['code']
+
+    exported = r'(?P<head><details[^>]*>\s*<summary>Exported source</summary>)'
+    return re.sub(exported + r'(?P<code>.*?</pre>)', with_anchors, html, flags=re.S)
+
+
+def linked_inside(
+    html,
+    depth,  # folders between the page and the site's root
+    modules,  # module to the name of its page
+):
+    "Links to names of the library lead to this site's own pages, wherever it stands."
+    def local(match):
+        page = modules.get(match[1])
+        return f'href="{"../" * depth}{page}.html#{match[2]}"' if page else match[0]
+
+    return re.sub(rf'href="{re.escape(SITE)}(\w+)\.html#([\w.]+)"', local, html)
+
+
+def dead_links(folder):
+    "Links to a name that its page does not show."
+    faults = []
+    for page in folder.rglob('*.html'):
+        html = page.read_text(encoding='utf-8')
+        links = set(re.findall(r'href="([\w./-]*\.html)#([\w.]+)"', html))
+        for target, name in sorted(links):
+            path = page.parent/target
+            if not path.exists() or f'id="{name}"' not in path.read_text(encoding='utf-8'):
+                faults.append(f'{page.relative_to(folder)}: {target} has no {name}')
+    return faults
+
+
+def smalldocs(command, *options):
+    "Run smalldocs over the processed pages; its complaints."
+    line = [sys.executable, '-m', 'smalldocs.cli', command, *options, '_proc']
+    done = subprocess.run(line, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines() if done.returncode else []
+    return [f'smalldocs {command}: {line}' for line in lines
+            if not any(note in line for note in EXPECTED_NOTES)]
 
 
 def site(_):
@@ -170,68 +289,119 @@ def site(_):
     os.chdir(ROOT)
     shutil.rmtree('_proc', ignore_errors=True)
     proc_nbs(force=True)
-    faults = []
-    for command in (['render', '--strict', '--quiet'], ['check']):
-        done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', *command, '_proc'], capture_output=True, text=True)
-        said = [line for line in (done.stdout + done.stderr).splitlines() if 'output-file is not read' not in line and 'thing(s) to look at' not in line]
-        if done.returncode: faults += [f'smalldocs {command[0]}: {line}' for line in said]
+    faults = smalldocs('render', '--strict', '--quiet') + smalldocs('check')
     shutil.rmtree('_docs', ignore_errors=True)
     shutil.move('_proc/_site', '_docs')
-    for page in Path('_docs').rglob('*.html'):
-        html = finish(page.read_text(encoding='utf-8'))
-        if re.search(r'class="math', html): faults.append(f'{page}: a formula is left untranslated')
-        page.write_text(html, encoding='utf-8')
-    return faults
+    modules = book_modules()
+    module_of = {page: module for module, page in modules.items()}
+    for path in Path('_docs').rglob('*.html'):
+        html = path.read_text(encoding='utf-8')
+        html = formulas_as_mathml(plain_comments(html))
+        html = anchored(html, module_of.get(path.stem, ''))
+        html = linked_inside(html, len(path.parts) - 2, modules)
+        if 'class="math' in html:
+            faults.append(f'{path}: a formula is left untranslated')
+        path.write_text(html, encoding='utf-8')
+    return faults + dead_links(Path('_docs'))
 
+
+# ------------------------------------------------------------------------------ the checks
 
 def shows_something(source):
     "Does a cell print, or end in an expression that Jupyter would show?"
-    tree = ast.parse(re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M))
-    if not tree.body: return False
-    if any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, 'id', '') == 'print' for n in tree.body): return True
-    last = tree.body[-1]
-    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and getattr(last.value.func, 'attr', '') in SILENT: return False
-    return isinstance(last, ast.Expr) and not source.rstrip().endswith(';') and not isinstance(last.value, ast.Constant)
+    tree = ast.parse(without_magics(source))
+    calls = [node.value.func for node in tree.body
+             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    if any(getattr(call, 'id', '') == 'print' for call in calls):
+        return True
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr) or isinstance(last.value, ast.Constant):
+        return False
+    called = getattr(getattr(last.value, 'func', None), 'attr', '')
+    return called not in SILENT and not source.rstrip().endswith(';')
 
 
-def check(_):
-    "Faults: pages not exported, not clean, not executed, or README.md not made from the index."
+def export_faults(copy):
+    "Modules of this tree that differ from what its pages export in a fresh copy."
+    env = {**os.environ, 'PYTHONPATH': str(copy)}
+    for module in (copy/'piny').glob('*.py'):
+        module.unlink()
+    subprocess.run(['nbdev_export'], cwd=copy, check=True, env=env)
+    fresh = {path.name: path.read_text() for path in (copy/'piny').glob('*.py')}
+    present = {path.name: path.read_text() for path in (ROOT/'piny').glob('*.py')}
+    return [f'piny/{name} is not what the pages export: run nbdev_export'
+            for name in sorted(fresh | present) if fresh.get(name) != present.get(name)]
+
+
+def clean_faults(copy):
+    "Pages of this tree that differ from their cleaned copies."
+    subprocess.run(['nbdev_clean'], cwd=copy, check=True)
+    return [f'{path.name} is not clean: run nbdev_clean' for path in pages()
+            if path.read_text() != (copy/path.relative_to(ROOT)).read_text()]
+
+
+def page_faults(path):
+    "What a page shows that it should not, or does not show."
+    notebook = read(path)
+    title = re.sub(r'^(> |- ).*', '', notebook.cells[0].source.strip(), flags=re.M)
     faults = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)/'copy'
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '_docs', '_proc', 'runs', '*.egg-info', '__pycache__', '.venv'))
-        (copy/'piny').rename(Path(folder)/'old'); (copy/'piny').mkdir()
-        env = {**os.environ, 'PYTHONPATH': str(copy)}
-        subprocess.run(['nbdev_export'], cwd=copy, check=True, env=env)
-        for new in sorted((copy/'piny').glob('*.py')):
-            old = ROOT/'piny'/new.name
-            if not old.exists() or old.read_text() != new.read_text(): faults.append(f'piny/{new.name} is not what the pages export: run nbdev_export')
-        for old in sorted((ROOT/'piny').glob('*.py')):
-            if not (copy/'piny'/old.name).exists(): faults.append(f'piny/{old.name} comes from no page')
-        subprocess.run(['nbdev_clean'], cwd=copy, check=True, env=env)
-        for path in pages():
-            if path.read_text() != (copy/path.relative_to(ROOT)).read_text(): faults.append(f'{path.name} is not clean: run nbdev_clean')
-    for path in pages():
-        nb = read(path)
-        if '\n\n' in re.sub(r'^(> |- ).*', '', nb.cells[0].source.strip(), flags=re.M).strip():
-            faults.append(f'{path.name}: the first cell holds more than title and summary; the docs page would drop the rest')
-        for i, cell in enumerate(nb.cells):
-            if cell.cell_type != 'code': continue
-            if any(o.output_type == 'error' for o in cell.outputs): faults.append(f'{path.name}: cell {i} shows an error')
-            if any(WIDGET in o.get('data', {}) for o in cell.outputs): faults.append(f'{path.name}: cell {i} has saved a widget that needs a kernel: run the page with python nbs/_tools.py execute')
-            if runs(cell) and not skipped(nb) and not cell.outputs and shows_something(cell.source):
-                faults.append(f'{path.name}: cell {i} has no saved output: {cell.source.splitlines()[-1]}')
-    if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
-        faults.append('README.md differs from nbs/index.ipynb: run python nbs/_tools.py readme')
+    if '\n\n' in title.strip():
+        faults.append(f'{path.name}: the first cell holds more than title and summary; '
+                      'the docs page would drop the rest')
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type != 'code':
+            continue
+        where = f'{path.name}: cell {i}'
+        if any(output.output_type == 'error' for output in cell.outputs):
+            faults.append(f'{where} shows an error')
+        if any(WIDGET in output.get('data', {}) for output in cell.outputs):
+            faults.append(f'{where} has saved a widget that needs a kernel: run the page '
+                          'with python nbs/_tools.py execute')
+        silent = runs(cell) and not skipped(notebook) and not cell.outputs
+        if silent and shows_something(cell.source):
+            faults.append(f'{where} has no saved output: {cell.source.splitlines()[-1]}')
     return faults
 
 
-if __name__ == '__main__':
-    commands = dict(execute=execute, readme=readme, site=site, check=check, rerun=rerun)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=commands)
+def check(_):
+    "Faults of pages, modules, README and code."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)/'copy'
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        faults = export_faults(copy) + clean_faults(copy)
+    for path in pages():
+        faults += page_faults(path)
+    if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
+        faults.append('README.md differs from nbs/index.ipynb: '
+                      'run python nbs/_tools.py readme')
+    for note in code_notes():
+        print(f'note {note}')
+    return faults + code_faults()
+
+
+def lint(_):
+    "Run ruff and mypy as pyproject.toml sets them up; they print what they find."
+    commands = ['ruff', 'check', 'nbs', 'piny'], ['mypy', 'piny']
+    return [f'{command[0]} has found faults' for command in commands
+            if subprocess.run([sys.executable, '-m', *command], cwd=ROOT).returncode]
+
+
+COMMANDS = dict(execute=execute, readme=readme, site=site, check=check, lint=lint,
+                rerun=rerun)
+
+
+def main():
+    "The command line."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', choices=COMMANDS)
     parser.add_argument('pages', nargs='*')
     args = parser.parse_args()
-    faults = commands[args.command](args.pages)
-    for fault in faults: print(f'FAULT {fault}')
-    sys.exit(1 if faults else 0)
+    faults = COMMANDS[args.command](args.pages)
+    for fault in faults:
+        print(f'FAULT {fault}')
+    return 1 if faults else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -5,31 +5,33 @@
 # %% auto #0
 __all__ = ['rms_norm', 'RMSNorm']
 
-# %% ../nbs/07_rmsnorm.ipynb #rmsn0003
+# %% ../nbs/07_rmsnorm.ipynb #9ce3fd36
+import torch
 from torch import nn
 from torch.nn import functional as F
-import torch
 
-# %% ../nbs/07_rmsnorm.ipynb #rmsn000d
+# %% ../nbs/07_rmsnorm.ipynb #51e4e1f8
 def rms_norm(
     x: torch.Tensor,  # vectors along the last axis, (…, D), of any float type
     weight: torch.Tensor,  # learned scale of each dimension, (D,)
     eps: float = 1e-5,  # added to the mean square, so that a zero vector stays zero
-) -> torch.Tensor:  # like `x`
-    "Divide each vector by its root mean square, in float32 or wider, then scale its entries (Zhang and Sennrich 2019, eq. 4)."
+) -> torch.Tensor:  # like `x`; computed in float32 or wider
+    "Divide each vector by its RMS, then scale it (Zhang and Sennrich 2019, equation 4)."
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.rms_norm(wide, weight.shape, eps=eps).to(x.dtype) * weight
 
-# %% ../nbs/07_rmsnorm.ipynb #rmsn0014
+# %% ../nbs/07_rmsnorm.ipynb #7fd9ed13
 class RMSNorm(nn.Module):
     "`rms_norm` with a learned weight that starts at one."
+
     def __init__(
         self,
         dim: int,  # length D of the vectors
         eps: float = 1e-5,  # added to the mean square
     ):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
 
     def forward(
         self,

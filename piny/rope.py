@@ -5,35 +5,40 @@
 # %% auto #0
 __all__ = ['rope_tables', 'rotate_half', 'apply_rope']
 
-# %% ../nbs/08_rope.ipynb #rope0003
+# %% ../nbs/08_rope.ipynb #33ad3ed6
 import torch
 
-# %% ../nbs/08_rope.ipynb #rope0009
+# %% ../nbs/08_rope.ipynb #7c853662
 def rope_tables(
     head_dim: int,  # length of a head's vector, even
     n_positions: int,  # positions, counted from 0
     base: float = 10000.0,  # the slowest pair turns by about 1/base radian a position
     device: torch.device | str | None = None,  # where the tables live
-) -> tuple[torch.Tensor, torch.Tensor]:  # cosines and sines, each (n_positions, head_dim) float32
+) -> tuple[torch.Tensor, torch.Tensor]:  # cosines, sines (n_positions, head_dim), float32
     "Cosine and sine of each pair's angle at each position (Su et al. 2021, section 3.2.2)."
-    if head_dim % 2: raise ValueError(f'RoPE turns pairs of dimensions, so head_dim must be even, but is {head_dim}.')
-    frequencies = 1 / base ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim)  # radians a position
-    angles = torch.outer(torch.arange(n_positions, device=device).float(), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)  # dimensions i and i + head_dim/2 turn together
+    if head_dim % 2:
+        raise ValueError(
+            f'RoPE rotates pairs of dimensions, but head_dim is {head_dim}; make it even'
+        )
+    exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+    frequencies = 1 / base**exponents  # radians a position
+    positions = torch.arange(n_positions, device=device).float()
+    angles = torch.outer(positions, frequencies)
+    angles = torch.cat((angles, angles), dim=-1)  # i and i + head_dim/2 turn together
     return angles.cos(), angles.sin()
 
-# %% ../nbs/08_rope.ipynb #rope000c
+# %% ../nbs/08_rope.ipynb #bb4e4c57
 def rotate_half(
-    x: torch.Tensor,  # vectors (…, head_dim), whose dimensions i and i + head_dim/2 make a pair
+    x: torch.Tensor,  # (…, head_dim); dimensions i and i + head_dim/2 make a pair
 ) -> torch.Tensor:  # like `x`
     "Turn every pair by 90 degrees: (a, b) becomes (-b, a)."
     a, b = x.chunk(2, dim=-1)
     return torch.cat((-b, a), dim=-1)
 
-# %% ../nbs/08_rope.ipynb #rope000f
+# %% ../nbs/08_rope.ipynb #05f25043
 def apply_rope(
     x: torch.Tensor,  # queries or keys (B, H, T, head_dim)
-    cos: torch.Tensor,  # cosines of the tokens' positions, (T, head_dim) or (B, 1, T, head_dim)
+    cos: torch.Tensor,  # cosines at the positions, (T, head_dim) or (B, 1, T, head_dim)
     sin: torch.Tensor,  # sines, likewise
 ) -> torch.Tensor:  # like `x`; computed in float32, as the tables are
     "Turn each pair of each vector by its position's angle (Su et al. 2021, equation 34)."

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SwiGLU']
 
-# %% ../nbs/10_swiglu.ipynb #swig0003
+# %% ../nbs/10_swiglu.ipynb #7cf6f082
+import torch
 from torch import nn
 from torch.nn import functional as F
-import torch
 
-# %% ../nbs/10_swiglu.ipynb #swig0009
+# %% ../nbs/10_swiglu.ipynb #8447c3f9
 class SwiGLU(nn.Module):
     "Feed-forward layer with a SiLU gate and no bias (Shazeer 2020, equation 6)."
+
     def __init__(
         self,
         dim: int,  # model dim D
