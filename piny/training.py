@@ -7,7 +7,7 @@ __all__ = ['set_learning_rate', 'micro_batch_loss', 'accumulate_gradients', 'tra
            'count_skipped', 'record', 'warn_on_error', 'validation_loss', 'validate', 'report_validation', 'save',
            'last_save_worked', 'draw_if_due', 'pause', 'train', 'finish', 'final_report']
 
-# %% ../nbs/26_training.ipynb #ad2bfb94
+# %% ../nbs/26_training.ipynb #8f0ac3f2
 import contextlib
 import dataclasses
 import math
@@ -37,7 +37,7 @@ from .sampling import stream
 from .tracking import plot_runs
 from .trainer import Measurement, Trainer, make_trainer, use_bf16, weight_dtype
 
-# %% ../nbs/26_training.ipynb #0286b2a2
+# %% ../nbs/26_training.ipynb #6ca85c47
 def set_learning_rate(
     trainer: Trainer,
 ) -> float:  # the learning rate of the next step
@@ -50,7 +50,7 @@ def set_learning_rate(
             group['lr'] = rate
     return rate
 
-# %% ../nbs/26_training.ipynb #8a2557b3
+# %% ../nbs/26_training.ipynb #42f1f5d8
 def micro_batch_loss(
     trainer: Trainer,
 ) -> torch.Tensor:  # a number, the mean over tokens, as its share of the step
@@ -78,7 +78,7 @@ def accumulate_gradients(
         total = total + loss.detach()
     return total
 
-# %% ../nbs/26_training.ipynb #0c9321e1
+# %% ../nbs/26_training.ipynb #a53c9008
 def train_step(
     trainer: Trainer,
 ) -> None:
@@ -101,7 +101,7 @@ def train_step(
     while len(trainer.pending) > on_gpu:  # a GPU has its next step to do meanwhile
         record(trainer)
 
-# %% ../nbs/26_training.ipynb #a301eb0e
+# %% ../nbs/26_training.ipynb #a1293814
 def measure_speed(
     trainer: Trainer,
 ) -> dict[str, float]:  # tokens_per_second, mfu, memory_gib
@@ -116,7 +116,7 @@ def measure_speed(
     return dict(tokens_per_second=round(tokens_per_second), mfu=round(mfu, 4),
                 memory_gib=round(memory, 3))
 
-# %% ../nbs/26_training.ipynb #123b4c16
+# %% ../nbs/26_training.ipynb #5ab92d37
 def write_above_bar(
     trainer: Trainer,
     text: str,  # one line
@@ -148,7 +148,7 @@ def count_skipped(
         'gradient that is not finite, and were skipped; start a new run with a lower '
         '--learning_rate, from the last weights with --init_from if they are good')
 
-# %% ../nbs/26_training.ipynb #178bd505
+# %% ../nbs/26_training.ipynb #30c87e70
 def record(
     trainer: Trainer,
 ) -> None:
@@ -173,7 +173,7 @@ def record(
     if skipped:
         count_skipped(trainer, measurement.step)
 
-# %% ../nbs/26_training.ipynb #036921bd
+# %% ../nbs/26_training.ipynb #937d89b2
 def warn_on_error(
     what: str,  # is written, in words
     action: Callable[[], Any],
@@ -187,7 +187,7 @@ def warn_on_error(
         return False
     return True
 
-# %% ../nbs/26_training.ipynb #ff69d69a
+# %% ../nbs/26_training.ipynb #74f04166
 def validation_loss(
     model: Piny,
     inputs: RunInputs,  # tokenizer and validation stories, the same in each process
@@ -199,7 +199,7 @@ def validation_loss(
     totals = (world.mean(*sums.values()) * world.size).tolist()
     return loss_summary(dict(zip(sums, totals, strict=True)))
 
-# %% ../nbs/26_training.ipynb #84a3b28c
+# %% ../nbs/26_training.ipynb #63bda63f
 def validate(
     trainer: Trainer,
 ) -> bool:  # is it the best so far?
@@ -232,11 +232,12 @@ def report_validation(
     train_loss = math.nan if trainer.state.train_loss is None else trainer.state.train_loss
     write_above_bar(
         trainer, f'step {step:,}: train {train_loss:.4f}, validation {found["loss"]:.4f} '
-        f'nats a token, {found["bits_per_byte"]:.4f} bits per byte; {trainer.speed}', sys.stdout)
+        f'nats a token, {found["bits_per_byte"]:.4f} bits per byte; '
+        f'{trainer.speed}', sys.stdout)
     if trainer.watch:
         trainer.watch(trainer.run)
 
-# %% ../nbs/26_training.ipynb #f78aa7b5
+# %% ../nbs/26_training.ipynb #9aaaf133
 def save(
     trainer: Trainer,  # of process 0
     best: bool,  # is it the best so far?
@@ -269,7 +270,7 @@ def draw_if_due(
         warn_on_error('loss.png', partial(plot_runs, [trainer.run], trainer.run/'loss.png'))
         trainer.drawn = time.monotonic()
 
-# %% ../nbs/26_training.ipynb #18ec1b15
+# %% ../nbs/26_training.ipynb #21ee7b90
 def pause(
     trainer: Trainer,
 ) -> bool:  # does the run go on?
@@ -294,7 +295,7 @@ def pause(
         trainer.clock = time.perf_counter()
     return not (last or trainer.stopping)
 
-# %% ../nbs/26_training.ipynb #7deaf074
+# %% ../nbs/26_training.ipynb #2d4d66be
 def train(
     config: TrainConfig,
     resume: str | Path | None = None,  # a run or checkpoint folder, of `resume_config`
@@ -320,7 +321,7 @@ def train(
     finish(trainer, saved)
     return trainer.run
 
-# %% ../nbs/26_training.ipynb #da6117e8
+# %% ../nbs/26_training.ipynb #512a594c
 def finish(
     trainer: Trainer,
     saved: bool,  # is the last checkpoint on the disk?
