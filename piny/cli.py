@@ -7,7 +7,7 @@ __all__ = ['EXPECTED', 'option', 'error_sentence', 'checked', 'checked_frozen', 
            'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'accept_any_character', 'print_json',
            'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command']
 
-# %% ../nbs/91_cli.ipynb #f1da372c
+# %% ../nbs/91_cli.ipynb #0735e67c
 import argparse
 import contextlib
 import json
@@ -19,7 +19,7 @@ from typing import Any, Callable, Literal
 
 import pydantic
 
-# %% ../nbs/91_cli.ipynb #cecfc859
+# %% ../nbs/91_cli.ipynb #9f1de00a
 def option(
     default: Any,  # the value where none is given
     help: str,  # what the field means, for readers and for --help
@@ -30,7 +30,7 @@ def option(
     extra: dict[str, Any] = dict(positional=positional)
     return pydantic.Field(default, description=help, json_schema_extra=extra, **limits)
 
-# %% ../nbs/91_cli.ipynb #8fa128c9
+# %% ../nbs/91_cli.ipynb #5568973c
 EXPECTED = dict(
     int_type='a whole number', int_from_float='a whole number', float_type='a number',
     finite_number='a finite number', string_type='a text', bool_type='true or false',
@@ -56,7 +56,7 @@ def error_sentence(
     expected = EXPECTED.get(first['type'], first['msg'].lower()).format(**context)
     return f'{name} is {first["input"]!r}; expected {expected}'
 
-# %% ../nbs/91_cli.ipynb #3025e38f
+# %% ../nbs/91_cli.ipynb #209222c6
 @typing.dataclass_transform()
 def checked(
     cls: type,  # a class with annotated fields
@@ -84,7 +84,7 @@ def checked_frozen(
     "The same, but the fields cannot be set afterwards, so that a value can be shared."
     return checked(cls, frozen=True)
 
-# %% ../nbs/91_cli.ipynb #52606568
+# %% ../nbs/91_cli.ipynb #f2d40e5f
 def yes_or_no(
     text: str,  # of the command line
 ) -> bool:
@@ -106,9 +106,9 @@ def field_type(
         hint = typing.get_args(hint)[0]
     return yes_or_no if hint is bool else hint
 
-# %% ../nbs/91_cli.ipynb #78a7e56b
+# %% ../nbs/91_cli.ipynb #bc89acd6
 def field_options(
-    cls: type,  # a `checked` dataclass
+    cls: Any,  # a `checked` dataclass
     show_defaults: bool = True,  # in the help texts
 ) -> dict:  # name of a field to the keywords of `add_argument`
     "What argparse wants to know of each field that has a help text."
@@ -128,10 +128,10 @@ def field_options(
             options[name]['nargs'] = '+'
     return options
 
-# %% ../nbs/91_cli.ipynb #202c16bf
+# %% ../nbs/91_cli.ipynb #e070bd47
 def add_fields(
     parser: Any,  # an argparse parser, or a group of one
-    cls: type,  # a `checked` dataclass
+    cls: Any,  # a `checked` dataclass
     leave_out: typing.Collection[str] = (),  # fields that are no options of this command
     show_defaults: bool = True,  # in the help texts; not where a preset sets others
 ) -> None:
@@ -158,7 +158,7 @@ def make_parser(
         add_fields(parser, cls)
     return parser
 
-# %% ../nbs/91_cli.ipynb #4697b54f
+# %% ../nbs/91_cli.ipynb #6d2ba55a
 class LossyStream:
     "A stream for notes and progress bars: what cannot be written is lost in silence."
 
@@ -202,7 +202,7 @@ def say(
     "Write a note to standard error; where that is gone, do nothing."
     print(text, end=end, file=LossyStream(sys.stderr), flush=True)
 
-# %% ../nbs/91_cli.ipynb #a633f097
+# %% ../nbs/91_cli.ipynb #af3f24be
 def accept_any_character() -> None:
     "Let both streams spell characters that their encoding lacks."
     for stream in sys.stdout, sys.stderr:
@@ -217,7 +217,7 @@ def print_json(
     encoding = (getattr(sys.stdout, 'encoding', None) or 'ascii').lower()
     print(json.dumps(value, ensure_ascii=encoding not in ('utf-8', 'utf8')))
 
-# %% ../nbs/91_cli.ipynb #b26686c3
+# %% ../nbs/91_cli.ipynb #e86c445c
 class RefusedElsewhere(ValueError):
     "Another process of the same run was refused, and has said why."
 
@@ -233,7 +233,7 @@ class StoppedBySignal(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-# %% ../nbs/91_cli.ipynb #55f30783
+# %% ../nbs/91_cli.ipynb #a20dc065
 def exit_code_and_sentence(
     action: Callable[[], Any],
     stopped: str,  # what to say where Ctrl-C ends the action

@@ -28,12 +28,25 @@ from .cleaning import RULES, KeySet, clean, nothing_left, story_key
 from .cli import add_fields, checked, option, run_command, say
 from .encoding import BLOCK, ShardWriter, refuse_in_worker, story_blocks, write_shards
 from .files import write_file, write_json
-from .shards import (
-    CARD, SHARD_FORMAT, TokenShards, card_text, check_prepared, data_card, decode_stories,
-    read_header)
+from piny.shards import (
+    CARD,
+    SHARD_FORMAT,
+    TokenShards,
+    card_text,
+    check_prepared,
+    data_card,
+    decode_stories,
+    read_header,
+)
 from piny.sources import (
-    HUB, cache_folder, first_bytes, raw_stories, source_identity, source_revision,
-    text_bytes)
+    HUB,
+    cache_folder,
+    first_bytes,
+    raw_stories,
+    source_identity,
+    source_revision,
+    text_bytes,
+)
 from .tokenizer import Tokenizer
 
 # %% ../nbs/05_dataset.ipynb #462d2c7d
@@ -341,4 +354,5 @@ def main(
 
 # %% ../nbs/05_dataset.ipynb #88732f3e
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .machine import has_vnni
 from .attention import Attention
-from .swiglu import SwiGLU
+from .machine import has_vnni
 from .model import ModelConfig, Piny
+from .swiglu import SwiGLU
 
 # %% ../nbs/17_decoder.ipynb #41e943d4
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['World', 'process_device', 'process_group']
 
-# %% ../nbs/25_distributed.ipynb #a39df612
+# %% ../nbs/25_distributed.ipynb #feae2310
 import contextlib
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from .cli import RefusedElsewhere
 from .machine import resolve_device
 
-# %% ../nbs/25_distributed.ipynb #c708937d
+# %% ../nbs/25_distributed.ipynb #b2b2ccb9
 @dataclass
 class World:
     "Where a process stands among all of a run."
@@ -64,7 +64,7 @@ class World:
             raise RefusedElsewhere(message[1])
         return message[0]
 
-# %% ../nbs/25_distributed.ipynb #ce872463
+# %% ../nbs/25_distributed.ipynb #19dcd66c
 def process_device(
     name: str,  # auto, cpu, cuda or mps
     local_rank: int,  # of this process, among those of its machine
@@ -79,7 +79,7 @@ def process_device(
                          'use --nproc_per_node 1, or --device cpu')
     return resolve_device(name, local_rank)
 
-# %% ../nbs/25_distributed.ipynb #36fd5ebd
+# %% ../nbs/25_distributed.ipynb #4b10ce54
 @contextlib.contextmanager
 def process_group(
     device: str = 'auto',  # auto, cpu, cuda or mps

@@ -19,8 +19,14 @@ import torch
 
 from .model import Piny
 from .next_token import apply_repetition_penalty, filtered_probs
-from .panels import (
-    Panel, error_html, make_button, make_slider, make_text_area, new_figure)
+from piny.panels import (
+    Panel,
+    error_html,
+    make_button,
+    make_slider,
+    make_text_area,
+    new_figure,
+)
 from .pretrained import load_checkpoint
 from .tokenizer import Tokenizer
 from .widgets import param_sliders, slider_values, some_checkpoint

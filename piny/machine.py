@@ -6,7 +6,7 @@
 __all__ = ['DEVICES', 'resolve_device', 'matmul_flops', 'peak_memory_gib', 'has_vnni', 'keep_freed_memory', 'copy_to_cpu',
            'StopFlag', 'stop_signals', 'restored_signals', 'catch_stop_signals', 'end_with_parent']
 
-# %% ../nbs/92_machine.ipynb #5e7d2218
+# %% ../nbs/92_machine.ipynb #e5569f48
 import contextlib
 import ctypes
 import functools
@@ -18,13 +18,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 
 from .cli import say
 
-# %% ../nbs/92_machine.ipynb #9d1e73b2
+# %% ../nbs/92_machine.ipynb #f445d431
 DEVICES = ('auto', 'cpu', 'cuda', 'mps')
 
 
@@ -46,7 +46,7 @@ def resolve_device(
         raise ValueError('--device is mps, which this machine lacks; use --device cpu')
     return torch.device(name, index) if name == 'cuda' else torch.device(name)
 
-# %% ../nbs/92_machine.ipynb #7d3f53bb
+# %% ../nbs/92_machine.ipynb #31f547ad
 @functools.cache
 def matmul_flops(
     device: torch.device,
@@ -65,7 +65,7 @@ def matmul_flops(
     times = [seconds() for _ in range(8)]
     return 2 * size**3 / statistics.median(times[1:])
 
-# %% ../nbs/92_machine.ipynb #f1f6af2e
+# %% ../nbs/92_machine.ipynb #889e196d
 def peak_memory_gib(
     device: torch.device,
 ) -> float:  # GiB
@@ -78,17 +78,17 @@ def peak_memory_gib(
     unit = 2**30 if sys.platform == 'darwin' else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-# %% ../nbs/92_machine.ipynb #b331453a
+# %% ../nbs/92_machine.ipynb #48f515cd
 def has_vnni() -> bool:
     "Can this processor multiply bytes and add them up in 32 bits?"
     tests = '_is_vnni_supported', '_is_avx512_vnni_supported'
     return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
 
-# %% ../nbs/92_machine.ipynb #ad0ffc68
+# %% ../nbs/92_machine.ipynb #95fc533f
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
     "Let glibc keep large freed blocks for the next tensor; elsewhere, do nothing."
-    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    libc: Any = ctypes.CDLL(None) if sys.platform == 'linux' else None
     if not hasattr(libc, 'mallopt'):
         yield
         return
@@ -102,7 +102,7 @@ def keep_freed_memory() -> Iterator[None]:
         libc.mallopt(trim_threshold, 2**26)
         libc.malloc_trim(0)
 
-# %% ../nbs/92_machine.ipynb #2c7e4a30
+# %% ../nbs/92_machine.ipynb #75c4256c
 def copy_to_cpu(
     numbers: torch.Tensor,  # on any device
 ) -> Callable[[], list]:  # gives the numbers, when called
@@ -120,7 +120,7 @@ def copy_to_cpu(
 
     return wait_and_read
 
-# %% ../nbs/92_machine.ipynb #0f937300
+# %% ../nbs/92_machine.ipynb #09b2c05f
 @dataclass
 class StopFlag:
     "Has a signal asked this process to stop?"
@@ -139,10 +139,10 @@ class StopFlag:
             say(f'\n{name}: stopping after this step, then saving … '
                 '(once more: ending at once)')
 
-# %% ../nbs/92_machine.ipynb #6e1b59d5
+# %% ../nbs/92_machine.ipynb #a36a57f6
 def stop_signals() -> list[int]:
     "The signals that ask a process to stop; not SIGHUP where `nohup` has it ignored."
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers
@@ -176,8 +176,9 @@ def catch_stop_signals(
             signal.signal(number, flag.receive)
         yield flag
 
-# %% ../nbs/92_machine.ipynb #dc0007a4
+# %% ../nbs/92_machine.ipynb #eb07b363
 def end_with_parent() -> None:
     "Ask Linux for a SIGTERM when the process that started this one is gone."
     if sys.platform == 'linux':
-        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)
+        multiprocessing: Any = torch.multiprocessing  # torch does not tell of this one
+        multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)

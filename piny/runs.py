@@ -8,7 +8,7 @@ __all__ = ['RESUMABLE', 'RunState', 'data_identity', 'git_revision', 'describe_r
            'tokenizer_of_start', 'open_inputs', 'prepare_run', 'OpenedRun', 'lock_run', 'find_start', 'check_state',
            'open_run']
 
-# %% ../nbs/23_runs.ipynb #876e4d4e
+# %% ../nbs/23_runs.ipynb #88019768
 import contextlib
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ from .pretrained import find_checkpoint
 from .shards import TokenShards, decode_stories
 from .tokenizer import Tokenizer
 
-# %% ../nbs/23_runs.ipynb #04891d63
+# %% ../nbs/23_runs.ipynb #e9ca0af3
 @dataclass
 class RunState:
     "How far a run has come; what a checkpoint keeps beside weights and optimizers."
@@ -56,7 +56,7 @@ def data_identity(
     "What must not change while a run goes on: the tokenizer and the counts of both splits."
     return dict(fingerprint=card['fingerprint'], splits=card['splits'])
 
-# %% ../nbs/23_runs.ipynb #29528f9c
+# %% ../nbs/23_runs.ipynb #2a7db89a
 def git_revision() -> str | None:  # a commit; None where the source is no git checkout
     "Which revision of this library is running."
     source = Path(piny.__file__).parent.parent
@@ -83,7 +83,7 @@ def describe_run(
                 processes=n_processes, launch=launch_name(), revision=git_revision(),
                 versions=versions)
 
-# %% ../nbs/23_runs.ipynb #72d56d41
+# %% ../nbs/23_runs.ipynb #a7b28ecc
 def launch_name() -> str | None:  # None where no launcher restarts anything
     "The name that the elastic engine gives to all processes of a launch."
     name = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
@@ -114,7 +114,7 @@ def new_run_folder(
             return run
     raise AssertionError('counting has no end')
 
-# %% ../nbs/23_runs.ipynb #d5a3422a
+# %% ../nbs/23_runs.ipynb #63142993
 RESUMABLE = ('max_steps', 'micro_batch', 'device', 'data')  # may change when a run goes on
 
 
@@ -138,7 +138,7 @@ def resume_config(
             'For anything else start a new run with --init_from')
     return config_from_dict({**saved, **changes, 'out': str(folder)}), start
 
-# %% ../nbs/23_runs.ipynb #46d00214
+# %% ../nbs/23_runs.ipynb #cc8abe74
 def check_same_launch(
     config: TrainConfig,
 ) -> None:
@@ -181,7 +181,7 @@ def check_restarts(
             'torchrun may restart this run, whose processes would then look for dead ones; '
             'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun')
 
-# %% ../nbs/23_runs.ipynb #5f4fcd9c
+# %% ../nbs/23_runs.ipynb #cf4240bb
 class RunInputs(NamedTuple):
     "What a run reads."
     data: Path  # the folder of prepared data
@@ -226,7 +226,7 @@ def open_inputs(
                          'give it one story at least')
     return RunInputs(data, tokenizer, tokens, starts, stories)
 
-# %% ../nbs/23_runs.ipynb #b7ef93c3
+# %% ../nbs/23_runs.ipynb #8a0b5078
 def prepare_run(
     config: TrainConfig,
     resume: str | Path | None,  # a run or checkpoint folder, of `resume_config`
@@ -244,7 +244,7 @@ def prepare_run(
     data = prepare(config.data, config.model.vocab_size, tokenizer)
     return open_inputs(config, data)
 
-# %% ../nbs/23_runs.ipynb #bf3f3d48
+# %% ../nbs/23_runs.ipynb #2a3cf77b
 class OpenedRun(NamedTuple):
     "A run folder, and where training begins in it."
     run: Path  # the run folder
@@ -264,7 +264,7 @@ def lock_run(
         raise ValueError(f'Another process is training in {run}; wait for it, '
                          'or choose another --out') from None
 
-# %% ../nbs/23_runs.ipynb #475e650f
+# %% ../nbs/23_runs.ipynb #794f7396
 def find_start(
     run: Path,  # the run folder, locked
     named: str | Path | None,  # a checkpoint that was asked for; None: the newest whole one
@@ -298,7 +298,7 @@ def check_state(
         raise ValueError(f'{run} has come to step {state.step:,}, past --max_steps '
                          f'{config.max_steps:,}; give a higher --max_steps')
 
-# %% ../nbs/23_runs.ipynb #a3cc5fa9
+# %% ../nbs/23_runs.ipynb #0e62771e
 def open_run(
     config: TrainConfig,
     resume: str | Path | None,  # a run or checkpoint folder, of `resume_config`

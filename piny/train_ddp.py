@@ -7,7 +7,7 @@ __all__ = ['training_exit', 'leave_at_once', 'worker', 'train_and_leave_note', '
            'worker_environment', 'start_workers', 'launch', 'launch_training', 'launch_function', 'LaunchOptions',
            'train_parser', 'train_as_torchrun_worker', 'train_from_options', 'main']
 
-# %% ../nbs/27_train_ddp.ipynb #559b84e1
+# %% ../nbs/27_train_ddp.ipynb #58dec141
 import argparse
 import contextlib
 import dataclasses
@@ -24,9 +24,16 @@ from typing import Any, Callable, Iterator, NoReturn
 
 import torch
 
-from .cli import (
-    StoppedBySignal, add_fields, checked, exit_code_and_sentence, make_parser, option,
-    run_command, say)
+from piny.cli import (
+    StoppedBySignal,
+    add_fields,
+    checked,
+    exit_code_and_sentence,
+    make_parser,
+    option,
+    run_command,
+    say,
+)
 from .config import PRESETS, TrainConfig, config_from_dict, make_config
 from .files import read_json, write_json
 from .machine import end_with_parent, restored_signals, stop_signals
@@ -35,7 +42,7 @@ from .runs import new_run_folder, prepare_run, resume_config
 from .tracking import live_figure
 from .training import train
 
-# %% ../nbs/27_train_ddp.ipynb #a91ba1aa
+# %% ../nbs/27_train_ddp.ipynb #9d44a390
 def training_exit(
     action: Callable[[], Any],  # that trains
 ) -> tuple[int, str]:  # exit code and sentence; 0 and nothing where all went well
@@ -59,13 +66,14 @@ def leave_at_once(
             stream.flush()
     os._exit(exit_code)
 
-# %% ../nbs/27_train_ddp.ipynb #c1035b01
+# %% ../nbs/27_train_ddp.ipynb #ceb5f561
 def worker(
     payload: str,  # a file that `launch` has written
 ) -> NoReturn:
     "What a started process does: train by a configuration, or call a function."
     end_with_parent()
-    sys.stdout.reconfigure(line_buffering=True)  # lines of several processes shall not mix
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=True)  # lines of several processes shall not mix
     path = Path(payload)
     exit_code = 0
     if path.suffix == '.json':
@@ -94,7 +102,7 @@ def train_and_leave_note(
             file.write(words)
     return exit_code
 
-# %% ../nbs/27_train_ddp.ipynb #d2058fa8
+# %% ../nbs/27_train_ddp.ipynb #447b2b7d
 def elastic_config(
     nproc_per_node: int,  # how many processes
     max_restarts: int,  # how often all are started again when one dies
@@ -106,7 +114,8 @@ def elastic_config(
     signals = [signal.Signals(number).name for number in stop_signals()]
     if hasattr(signal, 'SIGQUIT'):
         signals.append('SIGQUIT')
-    wishes = dict(shutdown_timeout=600, signals_to_handle=','.join(signals))
+    wishes: dict[str, Any] = dict(
+        shutdown_timeout=600, signals_to_handle=','.join(signals))
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     wishes = {name: value for name, value in wishes.items() if name in known}  # older torch
     return LaunchConfig(
@@ -114,7 +123,7 @@ def elastic_config(
         rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=max_restarts,
         monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=str(log_dir)), **wishes)
 
-# %% ../nbs/27_train_ddp.ipynb #7d0aa977
+# %% ../nbs/27_train_ddp.ipynb #51d63d3b
 @contextlib.contextmanager
 def environment(
     **values: str,  # variables by name
@@ -140,7 +149,7 @@ def worker_environment(
     return dict(OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', str(threads)),
                 TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1')
 
-# %% ../nbs/27_train_ddp.ipynb #39c4d577
+# %% ../nbs/27_train_ddp.ipynb #1ef81bd5
 def start_workers(
     payload: Path,  # for `worker`
     nproc_per_node: int,  # how many processes
@@ -165,7 +174,7 @@ def start_workers(
             raise StoppedBySignal(sentence, exit_code - 128)
         raise ValueError(sentence.removeprefix('error: '))
 
-# %% ../nbs/27_train_ddp.ipynb #d51c9bf4
+# %% ../nbs/27_train_ddp.ipynb #3b844614
 def launch(
     job: TrainConfig | Callable,  # what to train, or a function that every process calls
     nproc_per_node: int | None = None,  # processes here; None: one for each GPU, or one
@@ -176,18 +185,22 @@ def launch(
     "Train, or call a function, in one process or many."
     training = isinstance(job, TrainConfig)
     if nproc_per_node is None:
-        uses_gpus = not training or job.device in ('auto', 'cuda')
+        uses_gpus = getattr(job, 'device', 'auto') in ('auto', 'cuda')
         nproc_per_node = max(1, torch.cuda.device_count()) if uses_gpus else 1
     if max_restarts is None:
         max_restarts = 3 if training and nproc_per_node > 1 else 0
     LaunchOptions(nproc_per_node=nproc_per_node, max_restarts=max_restarts)  # refuses
-    if nproc_per_node == 1 and not max_restarts:
-        return train(job, resume) if training else job(*args)
-    if training:
+    alone = nproc_per_node == 1 and not max_restarts
+    if isinstance(job, TrainConfig):
+        if alone:
+            return train(job, resume)
         return launch_training(job, resume, nproc_per_node, max_restarts)
-    return launch_function(job, args, nproc_per_node, max_restarts)
+    if alone:
+        return job(*args)
+    launch_function(job, args, nproc_per_node, max_restarts)
+    return None
 
-# %% ../nbs/27_train_ddp.ipynb #b782579c
+# %% ../nbs/27_train_ddp.ipynb #b562d985
 def launch_training(
     config: TrainConfig,
     resume: str | Path | None,  # a run or checkpoint folder
@@ -219,7 +232,7 @@ def launch_function(
         payload.write_bytes(cloudpickle.dumps((function, args)))
         start_workers(payload, nproc_per_node, max_restarts)
 
-# %% ../nbs/27_train_ddp.ipynb #ad9e34f4
+# %% ../nbs/27_train_ddp.ipynb #488e3ff1
 @checked
 class LaunchOptions:
     "How a run is started."
@@ -231,7 +244,7 @@ class LaunchOptions:
         None, 'how often to go on after the death of a process (default: 3 with several '
         'processes, 0 with one)', ge=0)
 
-# %% ../nbs/27_train_ddp.ipynb #f672ccf9
+# %% ../nbs/27_train_ddp.ipynb #9b9df529
 def train_parser() -> argparse.ArgumentParser:
     "All options; those not given are left to the preset."
     parser = make_parser(
@@ -241,7 +254,7 @@ def train_parser() -> argparse.ArgumentParser:
         add_fields(parser.add_argument_group(title), cls, show_defaults=False)
     return parser
 
-# %% ../nbs/27_train_ddp.ipynb #100d095a
+# %% ../nbs/27_train_ddp.ipynb #62300236
 def train_as_torchrun_worker(
     config: TrainConfig,
     start: Path | None,  # of `resume_config`
@@ -273,7 +286,7 @@ def train_from_options(
         train_as_torchrun_worker(config, start)
     launch(config, options.nproc_per_node, resume=start, max_restarts=options.max_restarts)
 
-# %% ../nbs/27_train_ddp.ipynb #768edd7c
+# %% ../nbs/27_train_ddp.ipynb #2faf959d
 def main(
     args: list[str] | None = None,  # the command line; None: the process's own
 ) -> int:  # exit code
@@ -292,6 +305,7 @@ def main(
             'go on with: python -m piny.train_ddp --resume RUN')
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
-# %% ../nbs/27_train_ddp.ipynb #a9c8d057
+# %% ../nbs/27_train_ddp.ipynb #fa10e212
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['Measurement', 'Trainer', 'use_bf16', 'weight_dtype', 'maybe_compile', 'memory_advice', 'make_model', 'micro_batches',
            'make_tracker', 'distribute', 'measure_peak', 'make_trainer', 'open_outputs']
 
-# %% ../nbs/25b_trainer.ipynb #c4e99f48
+# %% ../nbs/25b_trainer.ipynb #77777797
 import contextlib
 import itertools
 import math
@@ -33,7 +33,7 @@ from .pretrained import find_checkpoint
 from .runs import RunInputs, RunState, open_run
 from .tracking import Tracker, live_figure
 
-# %% ../nbs/25b_trainer.ipynb #d42b289f
+# %% ../nbs/25b_trainer.ipynb #284bba22
 @dataclass
 class Measurement:
     "What one step has measured; on a GPU, the numbers are still on their way."
@@ -58,7 +58,7 @@ class Trainer:
 
     forward: Any = None  # the model, compiled and distributed as the run asks for
     batches: Any = None  # input and target ids of each micro-batch
-    tracker: Tracker | None = None  # in process 0 only
+    tracker: Any = None  # a `Tracker`, in process 0 only
     progress: Any = None  # a bar
     writer: Any = None  # the thread that writes checkpoints
     peak_flops: float = math.nan  # the ceiling of all processes, operations a second
@@ -68,12 +68,12 @@ class Trainer:
     clock: float = 0.0  # when the last step was read, s
     speed: str = ''  # tokens a second and so on, in words
     stopping: bool = False  # has a signal come to any process?
-    validation: dict | None = None  # the newest loss and its ratios
+    validation: dict[str, float] = field(default_factory=dict)  # the newest loss and ratios
     story: str = ''  # the newest story told
     drawn: float = 0.0  # when loss.png was drawn, s
     saving: Future | None = None  # the checkpoint that is being written
 
-# %% ../nbs/25b_trainer.ipynb #751a98d5
+# %% ../nbs/25b_trainer.ipynb #a6836ece
 def use_bf16(
     config: TrainConfig,
     device: torch.device,
@@ -90,7 +90,7 @@ def weight_dtype(
     "The type of the weights: float32, but for runs in float64."
     return torch.float64 if config.dtype == 'float64' else torch.float32
 
-# %% ../nbs/25b_trainer.ipynb #fd286aa7
+# %% ../nbs/25b_trainer.ipynb #2ea8a50c
 def maybe_compile(
     model: Piny,
     config: TrainConfig,
@@ -118,7 +118,7 @@ def maybe_compile(
     finally:
         model.zero_grad(set_to_none=True)
 
-# %% ../nbs/25b_trainer.ipynb #fa5cbd49
+# %% ../nbs/25b_trainer.ipynb #019f4df7
 @contextlib.contextmanager
 def memory_advice(
     config: TrainConfig,
@@ -140,7 +140,7 @@ def memory_advice(
             f'window{"s" * (micro_batch > 1)} of {config.seq_len} tokens at once; '
             f'{advice}') from None
 
-# %% ../nbs/25b_trainer.ipynb #cc94ae9c
+# %% ../nbs/25b_trainer.ipynb #eb84ed22
 def make_model(
     config: TrainConfig,
     start: Path | None,  # the checkpoint that the run goes on from
@@ -156,7 +156,7 @@ def make_model(
     model.set_context(config.model.context)  # that of other weights may differ
     return model.to(device, dtype)
 
-# %% ../nbs/25b_trainer.ipynb #d25763c4
+# %% ../nbs/25b_trainer.ipynb #876a49bd
 def micro_batches(
     trainer: Trainer,
     micro_batch: int,  # windows at once
@@ -171,7 +171,7 @@ def micro_batches(
             yield get_batch(inputs.tokens, inputs.starts, range(first, first + micro_batch),
                             config.seq_len, config.seed)
 
-# %% ../nbs/25b_trainer.ipynb #fb221f26
+# %% ../nbs/25b_trainer.ipynb #1a6ab6fa
 def make_tracker(
     run: Path,  # the run folder
     state: RunState,
@@ -181,7 +181,7 @@ def make_tracker(
     config, data = told.pop('config'), told.pop('data')
     return Tracker(run, state.step, {**config, 'data_card': data, **told}, state.wandb_id)
 
-# %% ../nbs/25b_trainer.ipynb #3c88c5bc
+# %% ../nbs/25b_trainer.ipynb #08e56574
 def distribute(
     forward: Any,  # the model, compiled or not
     world: World,
@@ -201,7 +201,7 @@ def measure_peak(
     dtype = torch.bfloat16 if use_bf16(config, world.device) else weight_dtype(config)
     return world.mean(matmul_flops(world.device, dtype)).item() * world.size
 
-# %% ../nbs/25b_trainer.ipynb #ac8cbf0a
+# %% ../nbs/25b_trainer.ipynb #f74d22b3
 def make_trainer(
     config: TrainConfig,
     resume: str | Path | None,  # a run or checkpoint folder, of `resume_config`
@@ -232,12 +232,12 @@ def make_trainer(
         compiled = maybe_compile(model, config, device, micro_batch)
         trainer.forward = distribute(compiled, world)
         order = micro_batches(trainer, micro_batch)
-        batches = prefetch(order, pin=device.type == 'cuda')
+        batches: Any = prefetch(order, pin=device.type == 'cuda')
         trainer.batches = stack.enter_context(contextlib.closing(batches))
         trainer.peak_flops = measure_peak(config, world)
     return trainer
 
-# %% ../nbs/25b_trainer.ipynb #9d6d598f
+# %% ../nbs/25b_trainer.ipynb #18e15d21
 def open_outputs(
     trainer: Trainer,
     stack: contextlib.ExitStack,  # closes them at the end

@@ -7,7 +7,7 @@ __all__ = ['set_learning_rate', 'micro_batch_loss', 'accumulate_gradients', 'tra
            'count_skipped', 'record', 'warn_on_error', 'validation_loss', 'validate', 'report_validation', 'save',
            'last_save_worked', 'draw_if_due', 'pause', 'train', 'finish', 'final_report']
 
-# %% ../nbs/26_training.ipynb #8f0ac3f2
+# %% ../nbs/26_training.ipynb #18cc3996
 import contextlib
 import dataclasses
 import math
@@ -28,8 +28,7 @@ from .cli import LossyStream, RefusedElsewhere, StoppedBySignal, say
 from .config import TrainConfig
 from .distributed import World, process_group
 from .evaluation import loss_summary, score_stories
-from .machine import (
-    catch_stop_signals, copy_to_cpu, keep_freed_memory, peak_memory_gib)
+from .machine import catch_stop_signals, copy_to_cpu, keep_freed_memory, peak_memory_gib
 from .model import Piny
 from .optimizer import learning_rate, step_if_finite
 from .runs import RunInputs, prepare_run
@@ -37,7 +36,7 @@ from .sampling import stream
 from .tracking import plot_runs
 from .trainer import Measurement, Trainer, make_trainer, use_bf16, weight_dtype
 
-# %% ../nbs/26_training.ipynb #6ca85c47
+# %% ../nbs/26_training.ipynb #b1863212
 def set_learning_rate(
     trainer: Trainer,
 ) -> float:  # the learning rate of the next step
@@ -50,7 +49,7 @@ def set_learning_rate(
             group['lr'] = rate
     return rate
 
-# %% ../nbs/26_training.ipynb #42f1f5d8
+# %% ../nbs/26_training.ipynb #bea25c1f
 def micro_batch_loss(
     trainer: Trainer,
 ) -> torch.Tensor:  # a number, the mean over tokens, as its share of the step
@@ -78,7 +77,7 @@ def accumulate_gradients(
         total = total + loss.detach()
     return total
 
-# %% ../nbs/26_training.ipynb #a53c9008
+# %% ../nbs/26_training.ipynb #5123e914
 def train_step(
     trainer: Trainer,
 ) -> None:
@@ -91,7 +90,7 @@ def train_step(
 
     finite = means[0].isfinite() & grad_norm.isfinite()
     on_gpu = trainer.world.device.type == 'cuda'
-    step_if_finite(trainer.optimizers, finite if on_gpu else finite.item())
+    step_if_finite(trainer.optimizers, finite if on_gpu else bool(finite))
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)
 
@@ -101,7 +100,7 @@ def train_step(
     while len(trainer.pending) > on_gpu:  # a GPU has its next step to do meanwhile
         record(trainer)
 
-# %% ../nbs/26_training.ipynb #a1293814
+# %% ../nbs/26_training.ipynb #8cebe91d
 def measure_speed(
     trainer: Trainer,
 ) -> dict[str, float]:  # tokens_per_second, mfu, memory_gib
@@ -116,7 +115,7 @@ def measure_speed(
     return dict(tokens_per_second=round(tokens_per_second), mfu=round(mfu, 4),
                 memory_gib=round(memory, 3))
 
-# %% ../nbs/26_training.ipynb #5ab92d37
+# %% ../nbs/26_training.ipynb #023e3cce
 def write_above_bar(
     trainer: Trainer,
     text: str,  # one line
@@ -148,7 +147,7 @@ def count_skipped(
         'gradient that is not finite, and were skipped; start a new run with a lower '
         '--learning_rate, from the last weights with --init_from if they are good')
 
-# %% ../nbs/26_training.ipynb #30c87e70
+# %% ../nbs/26_training.ipynb #26e00add
 def record(
     trainer: Trainer,
 ) -> None:
@@ -173,7 +172,7 @@ def record(
     if skipped:
         count_skipped(trainer, measurement.step)
 
-# %% ../nbs/26_training.ipynb #937d89b2
+# %% ../nbs/26_training.ipynb #dd4b405f
 def warn_on_error(
     what: str,  # is written, in words
     action: Callable[[], Any],
@@ -187,7 +186,7 @@ def warn_on_error(
         return False
     return True
 
-# %% ../nbs/26_training.ipynb #74f04166
+# %% ../nbs/26_training.ipynb #95cd4cb4
 def validation_loss(
     model: Piny,
     inputs: RunInputs,  # tokenizer and validation stories, the same in each process
@@ -199,7 +198,7 @@ def validation_loss(
     totals = (world.mean(*sums.values()) * world.size).tolist()
     return loss_summary(dict(zip(sums, totals, strict=True)))
 
-# %% ../nbs/26_training.ipynb #63bda63f
+# %% ../nbs/26_training.ipynb #58224c1e
 def validate(
     trainer: Trainer,
 ) -> bool:  # is it the best so far?
@@ -237,7 +236,7 @@ def report_validation(
     if trainer.watch:
         trainer.watch(trainer.run)
 
-# %% ../nbs/26_training.ipynb #9aaaf133
+# %% ../nbs/26_training.ipynb #d94513d3
 def save(
     trainer: Trainer,  # of process 0
     best: bool,  # is it the best so far?
@@ -270,7 +269,7 @@ def draw_if_due(
         warn_on_error('loss.png', partial(plot_runs, [trainer.run], trainer.run/'loss.png'))
         trainer.drawn = time.monotonic()
 
-# %% ../nbs/26_training.ipynb #21ee7b90
+# %% ../nbs/26_training.ipynb #3375f594
 def pause(
     trainer: Trainer,
 ) -> bool:  # does the run go on?
@@ -295,7 +294,7 @@ def pause(
         trainer.clock = time.perf_counter()
     return not (last or trainer.stopping)
 
-# %% ../nbs/26_training.ipynb #2d4d66be
+# %% ../nbs/26_training.ipynb #ae843e93
 def train(
     config: TrainConfig,
     resume: str | Path | None = None,  # a run or checkpoint folder, of `resume_config`
@@ -321,7 +320,7 @@ def train(
     finish(trainer, saved)
     return trainer.run
 
-# %% ../nbs/26_training.ipynb #512a594c
+# %% ../nbs/26_training.ipynb #a2c08935
 def finish(
     trainer: Trainer,
     saved: bool,  # is the last checkpoint on the disk?

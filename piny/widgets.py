@@ -22,8 +22,15 @@ from .config import make_config
 from .decoder import Decoder
 from .files import write_file
 from .next_token import SamplingParams
-from .panels import (
-    Panel, error_html, make_button, make_slider, make_text_area, new_figure, start_thread)
+from piny.panels import (
+    Panel,
+    error_html,
+    make_button,
+    make_slider,
+    make_text_area,
+    new_figure,
+    start_thread,
+)
 from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
 from .sampling import Sequence, new_sequences, stream_sequence
 from .tokenizer import Tokenizer
