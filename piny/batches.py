@@ -186,9 +186,10 @@ class BatchMaker(threading.Thread):
         "Wait for a free place in the queue, as long as somebody reads from it."
         while not self.stopped.is_set():
             try:
-                return self.ready.put(item, timeout=0.1)
+                self.ready.put(item, timeout=0.1)
             except queue.Full:
-                pass
+                continue
+            return
 
 # %% ../nbs/06_batches.ipynb #1b47303e
 def prefetch(

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import nn
@@ -215,7 +215,7 @@ class Piny(nn.Module):
         ids: torch.Tensor,  # token ids (B, T)
         positions: torch.Tensor | None = None,  # as in `forward`
         doc_ids: torch.Tensor | None = None,  # as in `forward`
-        attend: list[Callable] | None = None,  # for each layer, as in `Attention`
+        attend: Sequence[Callable] | None = None,  # for each layer, as in `Attention`
     ) -> torch.Tensor:  # (B, T, D)
         "The stream after the last norm."
         check_shapes(self.config, ids, positions=positions, doc_ids=doc_ids)

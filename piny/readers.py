@@ -254,8 +254,8 @@ def file_stories(
 ) -> Iterator[str]:  # its stories as they stand there
     "Read the stories of a file, by the reader that its name asks for."
     read = READERS[file_format(path)]
-    file_object = gzip.open(path) if path.suffix == '.gz' else open(path, 'rb')
-    with cast(BinaryIO, file_object) as file:
+    open_file = gzip.open if path.suffix == '.gz' else open
+    with cast(BinaryIO, open_file(path, 'rb')) as file:
         try:
             yield from read(file, path)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
