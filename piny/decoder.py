@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import Attention
 from .machine import has_vnni
-from .model import ModelConfig, Piny
+from .attention import Attention
 from .swiglu import SwiGLU
+from .model import ModelConfig, Piny
 
 # %% ../nbs/17_decoder.ipynb #41e943d4
 @dataclass

@@ -176,9 +176,9 @@ def encoded_blocks(
 
 # %% ../nbs/04c_encoding.ipynb #bb624042
 def refuse_in_worker() -> None:
-    "Raise a ValueError in a process that another one has started as its worker."
-    # by its name, since parent_process() is still None while the script is imported
-    if multiprocessing.current_process().name != 'MainProcess':
+    "Raise a ValueError where a worker, still importing its parent's script, calls this."
+    # multiprocessing's own mark: this process is importing its parent's script just now
+    if getattr(multiprocessing.current_process(), '_inheriting', False):
         raise ValueError('prepare was called with workers by a process that is a worker '
                          'itself; put the call under: if __name__ == "__main__"')
 

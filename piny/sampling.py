@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .cleaning import remove_hidden
 from .cli import checked, make_parser, option, print_json, run_command, say
-from .decoder import Decoder, KVCache, step_fits
 from .machine import resolve_device
-from .model import Piny
-from .next_token import SamplingParams, apply_repetition_penalty, sample_tokens
-from .pretrained import load_checkpoint, newest_checkpoint
 from .tokenizer import Tokenizer
+from .cleaning import remove_hidden
+from .model import Piny
+from .pretrained import load_checkpoint, newest_checkpoint
+from .next_token import SamplingParams, apply_repetition_penalty, sample_tokens
+from .decoder import Decoder, KVCache, step_fits
 
 # %% ../nbs/18_sampling.ipynb #6b877872
 @dataclasses.dataclass

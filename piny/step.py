@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['compiled_parallel', 'MATRICES', 'compiled', 'dot', 'dot4', 'four_rows', 'multiply', 'quantize_input', 'normalize',
            'multiply_gated', 'rotate', 'attention_weights', 'weighted_sum', 'attend_cached', 'Weights', 'Counting',
-           'attention_layer', 'feed_forward_layer', 'step', 'new_counting', 'CompiledStep', 'step_types', 'is_compiled',
-           'compile_step', 'compile_all']
+           'attention_layer', 'feed_forward_layer', 'step', 'new_counting', 'CompiledStep', 'step_types',
+           'torch_threads_kept', 'is_compiled', 'compile_step', 'compile_all']
 
-# %% ../nbs/93_step.ipynb #082341ba
+# %% ../nbs/93_step.ipynb #795912f3
+import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-# %% ../nbs/93_step.ipynb #42930367
+# %% ../nbs/93_step.ipynb #5234c4d4
 def compiled(
     function: Callable,  # loops over arrays and numbers
     **options: Any,  # of Numba's `njit`
@@ -39,7 +40,7 @@ def compiled(
 
 compiled_parallel = functools.partial(compiled, parallel=True)
 
-# %% ../nbs/93_step.ipynb #bc6fa4b3
+# %% ../nbs/93_step.ipynb #7313bfda
 @compiled
 def dot(
     a,  # a vector
@@ -52,7 +53,7 @@ def dot(
         total = type(accumulator)(total + a[n] * b[n])
     return total
 
-# %% ../nbs/93_step.ipynb #9c4644d5
+# %% ../nbs/93_step.ipynb #be010b41
 @compiled
 def dot4(
     weight,  # (N, M)
@@ -73,7 +74,7 @@ def dot4(
         d += weight[l, n] * x[n]
     return a, b, c, d
 
-# %% ../nbs/93_step.ipynb #4f3863b4
+# %% ../nbs/93_step.ipynb #b6eba11e
 @compiled
 def four_rows(
     row,  # the first of them
@@ -106,7 +107,7 @@ def multiply(
             for n in range(4):
                 y[rows[n]] = sums[n] * scale[rows[n]] * factor
 
-# %% ../nbs/93_step.ipynb #d9ae8f28
+# %% ../nbs/93_step.ipynb #17eb7510
 @compiled
 def quantize_input(
     x,  # (M,), float
@@ -127,7 +128,7 @@ def quantize_input(
         inputs[i] = np.rint(x[i] * per_one)
     return one / per_one
 
-# %% ../nbs/93_step.ipynb #d671be26
+# %% ../nbs/93_step.ipynb #a69dfef1
 @compiled
 def normalize(
     x,  # (D,)
@@ -140,7 +141,7 @@ def normalize(
     for i in range(len(x)):
         y[i] = x[i] * factor * weight[i]
 
-# %% ../nbs/93_step.ipynb #36e35d5c
+# %% ../nbs/93_step.ipynb #a591b734
 @compiled_parallel
 def multiply_gated(
     weight,  # (2N, M): gate, then up
@@ -165,7 +166,7 @@ def multiply_gated(
                 up = sums[n + 2] * scale[N + pair[n]] * factor
                 y[pair[n]] = gate / (1 + math.exp(-gate)) * up
 
-# %% ../nbs/93_step.ipynb #31245d4d
+# %% ../nbs/93_step.ipynb #71452f78
 @compiled
 def rotate(
     heads,  # (H + 2K, head_dim); changed
@@ -178,7 +179,7 @@ def rotate(
             heads[h, 2 * j] = a * turn.real - b * turn.imag
             heads[h, 2 * j + 1] = a * turn.imag + b * turn.real
 
-# %% ../nbs/93_step.ipynb #116ab10b
+# %% ../nbs/93_step.ipynb #1fe33ecb
 @compiled
 def attention_weights(
     query,  # of one head, scaled (head_dim,)
@@ -199,7 +200,7 @@ def attention_weights(
         total += weights[s]
     return total
 
-# %% ../nbs/93_step.ipynb #4d825a76
+# %% ../nbs/93_step.ipynb #c69f2c41
 @compiled
 def weighted_sum(
     weights,  # (n + 3,)
@@ -237,7 +238,7 @@ def attend_cached(
             for d in range(y.shape[1]):
                 y[h, d] /= total
 
-# %% ../nbs/93_step.ipynb #a3f8bb86
+# %% ../nbs/93_step.ipynb #196a12a1
 class Weights(NamedTuple):
     "A model as `step` reads it: arrays, with a scale for each row of each matrix."
     embed: np.ndarray  # (V, D)
@@ -259,7 +260,7 @@ class Weights(NamedTuple):
 
 MATRICES = ('qkv', 'out', 'gate_up', 'down', 'head')
 
-# %% ../nbs/93_step.ipynb #d5e44c9b
+# %% ../nbs/93_step.ipynb #66dd8f77
 class Counting(NamedTuple):
     "How the step counts, and on how many threads."
     inputs: np.ndarray  # room for the longest input of a product: float, or int16
@@ -321,7 +322,7 @@ def feed_forward_layer(
              accumulator, threads)
     x += z
 
-# %% ../nbs/93_step.ipynb #33b0cc0d
+# %% ../nbs/93_step.ipynb #446b6736
 @compiled
 def step(
     token,  # its id
@@ -344,7 +345,7 @@ def step(
     multiply(m.head, m.head_scale, counting.inputs[:len(x)], factor, logits,
              counting.accumulator, counting.threads)
 
-# %% ../nbs/93_step.ipynb #2f7fb2b5
+# %% ../nbs/93_step.ipynb #b6b619ba
 def new_counting(
     dtype: type,  # of activations, such as `np.float32`
     int8: bool,  # weights of eight bits
@@ -355,7 +356,7 @@ def new_counting(
     accumulator = np.int32(0) if int8 else dtype(0)
     return Counting(inputs, dtype(127 if int8 else 0), accumulator, 1)
 
-# %% ../nbs/93_step.ipynb #49195bd1
+# %% ../nbs/93_step.ipynb #bef46ed8
 class CompiledStep:
     "`step` with all that it needs, for tensors on the CPU."
 
@@ -396,7 +397,7 @@ class CompiledStep:
                  counting, logits)
         return torch.from_numpy(logits)
 
-# %% ../nbs/93_step.ipynb #1ec239e7
+# %% ../nbs/93_step.ipynb #92323809
 def step_types(
     int8: bool,  # weights of eight bits
     dtype: type = np.float32,  # of activations
@@ -415,27 +416,41 @@ def step_types(
     arguments = (0, 0, 0, 0, array(5), weights, 1.0, new_counting(dtype, int8, 1), array(1))
     return tuple(numba.typeof(argument) for argument in arguments)
 
-# %% ../nbs/93_step.ipynb #1c9b7036
+# %% ../nbs/93_step.ipynb #fb6ed029
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    "Whatever Numba does inside, torch has as many threads afterwards as before."
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../nbs/93_step.ipynb #5d198f93
+@torch_threads_kept()
 def is_compiled(
     int8: bool,  # weights of eight bits
 ) -> bool:
     "Is the machine code here? It is read from disk where it can be; nothing is compiled."
+    numba.get_num_threads()  # starts Numba's threads, which stored code refers to
     types = step_types(int8)
     if types in step.overloads:
         return True
     if step._cache.load_overload(types, step.targetctx) is None:  # as `compile` itself asks
         return False
-    step.compile(types)
+    compile_step(int8)
     return True
 
 
+@torch_threads_kept()
 def compile_step(
     int8: bool,  # weights of eight bits
 ) -> None:
     "Compile the step, or read it from disk: decoders made from now on use it."
+    numba.get_num_threads()  # starts them
     step.compile(step_types(int8))
 
-# %% ../nbs/93_step.ipynb #18577d01
+# %% ../nbs/93_step.ipynb #95e7c7af
 def compile_all() -> None:
     "Compile the step for all kinds of weights, unless another process does so now."
     folder = step.stats.cache_path
