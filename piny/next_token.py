@@ -90,7 +90,7 @@ def sample_tokens(
     "The next token of each row."
     if temperature == 0:
         return logits.argmax(-1)
-    filters = dict(top_k=top_k, top_p=top_p, min_p=min_p)
+    filters: dict[str, Any] = dict(top_k=top_k, top_p=top_p, min_p=min_p)
     among = top_k or 256
     if among >= logits.shape[-1] or all(value is None for value in filters.values()):
         return draw(*filtered_probs(logits, temperature, **filters), uniform)

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .cli import checked, make_parser, option, print_json, run_command, say
-from .machine import resolve_device
-from .tokenizer import Tokenizer
 from .cleaning import remove_hidden
-from .model import Piny
-from .pretrained import load_checkpoint, newest_checkpoint
-from .next_token import SamplingParams, apply_repetition_penalty, sample_tokens
+from .cli import checked, make_parser, option, print_json, run_command, say
 from .decoder import Decoder, KVCache, step_fits
+from .machine import resolve_device
+from .model import Piny
+from .next_token import SamplingParams, apply_repetition_penalty, sample_tokens
+from .pretrained import load_checkpoint, newest_checkpoint
+from .tokenizer import Tokenizer
 
 # %% ../nbs/18_sampling.ipynb #6b877872
 @dataclasses.dataclass
@@ -127,7 +127,7 @@ def params_of_prompts(
                      for name, value in params.items()}
         made.append(SamplingParams(**of_prompt))
         if made[i].seed is not None and not isinstance(params['seed'], list):
-            made[i] = dataclasses.replace(made[i], seed=made[i].seed + i * n)
+            made[i] = dataclasses.replace(made[i], seed=params['seed'] + i * n)
     return made
 
 
@@ -140,8 +140,8 @@ def check_prompt(
     "Refuse, by a ValueError, a prompt after which there is no room."
     if len(ids) >= context:
         raise ValueError(
-            f'The prompt has {len(ids)} tokens, but the context of this model is {context}; '
-            f'shorten it to {context - 1} or fewer')
+            f'The prompt has {len(ids)} tokens, but the context of this model is '
+            f'{context}; shorten it to {context - 1} or fewer')
     if not slide and len(ids) + (params.max_new_tokens or 0) > context:
         raise ValueError(
             f'max_new_tokens is {params.max_new_tokens}, but after a prompt of {len(ids)} '
@@ -160,8 +160,8 @@ def new_sequences(
     "Sequences that have a prompt only; refuses what cannot be told."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts or n < 1:
-        raise ValueError(f'{len(prompts)} prompts and {n} stories for each were given; give '
-                         'at least one prompt, which may be empty, and one story')
+        raise ValueError(f'{len(prompts)} prompts and {n} stories for each were given; '
+                         'give at least one prompt, which may be empty, and one story')
     vocab_size = decoder.config.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
@@ -186,8 +186,9 @@ def prefill(
     windows = [tuple(sequence.window) for sequence in sequences]
     unique = list(dict.fromkeys(windows))
     longest = max(map(len, unique))
-    room = [min(decoder.config.context - len(sequence.window),
-                (sequence.params.max_new_tokens or math.inf) - sequence.n_new)
+    context = decoder.config.context
+    room = [min(context - len(sequence.window),
+                (sequence.params.max_new_tokens or context) - sequence.n_new)
             for sequence in sequences]
     padding = [longest - len(window) for window in unique]
     ids = [(0,) * empty + window for empty, window in zip(padding, unique)]
@@ -252,7 +253,7 @@ def generate_steps(
     tokenizer: Tokenizer,
     sequences: list[Sequence],  # of `new_sequences`; they grow in place
     slide: bool = False,  # past the context: go on with the newer half?
-    alternatives: int | None = 0,  # likely tokens to note log-probabilities of; None: no notes
+    alternatives: int | None = 0,  # likely tokens to note log-probabilities of; None: none
 ) -> Iterator[None]:  # a step each
     "Tell stories side by side."
     context, rows = decoder.config.context, list(sequences)
@@ -502,10 +503,10 @@ def compile_in_background() -> None:
     "Have another process compile the step; do nothing where that cannot be."
     code = ('import os; getattr(os, "nice", int)(19); '
             'from piny.step import compile_all; compile_all()')
-    silent = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                  stderr=subprocess.DEVNULL)
+    nowhere = subprocess.DEVNULL
     with contextlib.suppress(OSError):
-        subprocess.Popen([sys.executable, '-c', code], start_new_session=True, **silent)
+        subprocess.Popen([sys.executable, '-c', code], start_new_session=True,
+                         stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 # %% ../nbs/18_sampling.ipynb #8fca231a
 def main(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['compiled_parallel', 'MATRICES', 'compiled', 'dot', 'dot4', 'four_rows', 'multiply', 'quantize_input', 'normalize',
-           'multiply_gated', 'rotate', 'attention_weights', 'weighted_sum', 'attend_cached', 'Weights', 'Counting',
+           'multiply_gated', 'rotate', 'weigh_keys', 'weighted_sum', 'attend_cached', 'Weights', 'Counting',
            'attention_layer', 'feed_forward_layer', 'step', 'new_counting', 'CompiledStep', 'step_types',
            'torch_threads_kept', 'is_compiled', 'compile_step', 'compile_all']
 
@@ -27,7 +27,7 @@ from numba import njit, prange
 def compiled(
     function: Callable,  # loops over arrays and numbers
     **options: Any,  # of Numba's `njit`
-) -> Callable:  # the same function as machine code
+) -> Any:  # the same function as machine code
     "Compile a function when it is first called, and keep the code on disk where it can be."
     options |= dict(nogil=True, error_model='numpy', fastmath={'reassoc', 'contract'})
     # a notebook's code is not kept: what it calls may change in another cell, unnoticed
@@ -62,16 +62,16 @@ def dot4(
     accumulator,  # zero, in the type of the sums
 ):
     "Four rows of a matrix, each times x."
-    i, j, k, l = rows
+    i, j, k, m = rows
     if weight.itemsize == 1:
         return (dot(weight[i], x, accumulator), dot(weight[j], x, accumulator),
-                dot(weight[k], x, accumulator), dot(weight[l], x, accumulator))
+                dot(weight[k], x, accumulator), dot(weight[m], x, accumulator))
     a = b = c = d = accumulator
     for n in range(len(x)):
         a += weight[i, n] * x[n]
         b += weight[j, n] * x[n]
         c += weight[k, n] * x[n]
-        d += weight[l, n] * x[n]
+        d += weight[m, n] * x[n]
     return a, b, c, d
 
 # %% ../nbs/93_step.ipynb #b6eba11e
@@ -181,7 +181,7 @@ def rotate(
 
 # %% ../nbs/93_step.ipynb #1fe33ecb
 @compiled
-def attention_weights(
+def weigh_keys(
     query,  # of one head, scaled (head_dim,)
     keys,  # (n, head_dim)
     weights,  # (n,); changed
@@ -211,10 +211,10 @@ def weighted_sum(
     y[:] = 0
     last = len(values) - 1
     for s in range(0, len(values), 4):
-        i, j, k, l = four_rows(s, 1, last)
+        i, j, k, m = four_rows(s, 1, last)
         for d in range(len(y)):
             y[d] += (weights[s] * values[i, d] + weights[s + 1] * values[j, d]
-                     + weights[s + 2] * values[k, d] + weights[s + 3] * values[l, d])
+                     + weights[s + 2] * values[k, d] + weights[s + 3] * values[m, d])
 
 
 @compiled_parallel
@@ -233,7 +233,7 @@ def attend_cached(
         weights = np.zeros(end - first + 3, queries.dtype)
         for h in range(H * thread // threads, H * (thread + 1) // threads):
             group = h * K // H  # of heads that share keys and values
-            total = attention_weights(queries[h], keys[group, first:end], weights)
+            total = weigh_keys(queries[h], keys[group, first:end], weights)
             weighted_sum(weights, values[group, first:end], y[h])
             for d in range(y.shape[1]):
                 y[h, d] /= total
@@ -352,7 +352,7 @@ def new_counting(
     size: int,  # the longest input of a product
 ) -> Counting:
     "Room and types for products in float, or in whole numbers."
-    inputs = np.empty(size, np.int16 if int8 else dtype)
+    inputs: np.ndarray = np.empty(size, np.int16 if int8 else dtype)
     accumulator = np.int32(0) if int8 else dtype(0)
     return Counting(inputs, dtype(127 if int8 else 0), accumulator, 1)
 
@@ -389,7 +389,8 @@ class CompiledStep:
                 f'{cache.shape[3]} and with slots from {first_slot} on; expected a token '
                 f'below {vocab_size} and a position below {context}')
         logits = np.empty(vocab_size, self.weights.embed.dtype)
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        most: int = getattr(numba.config, 'NUMBA_NUM_THREADS')
+        threads = min(torch.get_num_threads(), most)
         counting = self.counting._replace(threads=threads)
         with self.LOCK:
             numba.set_num_threads(threads)
