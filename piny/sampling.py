@@ -8,7 +8,7 @@ __all__ = ['Sequence', 'find_stop', 'finish_reason', 'append', 'params_of_prompt
            'stream_ids', 'stream_sequence', 'stream', 'SamplingOptions', 'clean_prompt', 'read_prompt', 'tell_one',
            'tell_on_request', 'tell_many', 'tell', 'compile_in_background', 'main']
 
-# %% ../nbs/18_sampling.ipynb #016f0161
+# %% ../nbs/18_sampling.ipynb #bd10e7f4
 import contextlib
 import dataclasses
 import math
@@ -30,7 +30,7 @@ from .next_token import SamplingParams, apply_repetition_penalty, sample_tokens
 from .pretrained import load_checkpoint, newest_checkpoint
 from .tokenizer import Tokenizer
 
-# %% ../nbs/18_sampling.ipynb #6b877872
+# %% ../nbs/18_sampling.ipynb #10bf5135
 @dataclasses.dataclass
 class Sequence:
     "A story in the making."
@@ -47,18 +47,26 @@ class Sequence:
 
     def __post_init__(self):
         self.window = list(self.ids)
+        self.choice = tuple(self.params.choice.items())
+        self.numbers: list[float] = []  # drawn, but not used yet
         self.generator = torch.Generator()
         if self.params.seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(self.params.seed)
 
+    def next_number(self) -> float:
+        "The next random number between 0 and 1. Many are drawn at once, which is faster."
+        if not self.numbers:
+            self.numbers = torch.rand(64, generator=self.generator).tolist()[::-1]
+        return self.numbers.pop()
+
     @property
     def n_new(self) -> int:
         "Tokens after the prompt."
         return len(self.ids) - self.n_prompt
 
-# %% ../nbs/18_sampling.ipynb #adbd0fcd
+# %% ../nbs/18_sampling.ipynb #4df9bf80
 def find_stop(
     text: str,
     stop: tuple[str, ...],  # strings
@@ -107,7 +115,7 @@ def append(
         sequence.window = [tokenizer.bos_id, *sequence.window[-(context // 2):]]
         sequence.n_slides += 1
 
-# %% ../nbs/18_sampling.ipynb #0282a8aa
+# %% ../nbs/18_sampling.ipynb #2399342e
 def params_of_prompts(
     n_prompts: int,
     n: int,  # stories for each prompt
@@ -148,7 +156,7 @@ def check_prompt(
             f'tokens the context of this model has room for {context - len(ids)}; ask for '
             'fewer, or let it slide')
 
-# %% ../nbs/18_sampling.ipynb #f3f348cf
+# %% ../nbs/18_sampling.ipynb #1df85e84
 def new_sequences(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -177,7 +185,7 @@ def new_sequences(
             sequences.append(Sequence(list(ids), of_story, len(ids)))
     return sequences
 
-# %% ../nbs/18_sampling.ipynb #9af0f872
+# %% ../nbs/18_sampling.ipynb #828ee2af
 def prefill(
     decoder: Decoder,
     sequences: list[Sequence],
@@ -200,14 +208,14 @@ def prefill(
         logits = logits[rows]
     return cache, logits
 
-# %% ../nbs/18_sampling.ipynb #9177b40e
+# %% ../nbs/18_sampling.ipynb #a3501832
 @torch.inference_mode()
 def choose_tokens(
     logits: torch.Tensor,  # (B, V)
     sequences: list[Sequence],  # B
 ) -> list[int]:  # B token ids
     "Choose a token for each sequence, by its own parameters and random numbers."
-    if not logits.amax(-1).isfinite().all():
+    if not math.isfinite(logits.max()):  # which is NaN where one of them is
         raise ValueError(
             "The model's scores are not finite numbers: its weights are damaged, or its "
             'training has diverged; take an earlier checkpoint')
@@ -215,19 +223,19 @@ def choose_tokens(
         logits = torch.stack([
             apply_repetition_penalty(row, sequence.ids, sequence.params.repetition_penalty)
             for row, sequence in zip(logits, sequences)])
-    numbers = [torch.rand(1, generator=sequence.generator) for sequence in sequences]
-    uniform = torch.cat(numbers).to(logits.device)
+    numbers = [sequence.next_number() for sequence in sequences]
+    uniform = torch.tensor(numbers, device=logits.device)
     groups: dict[tuple, list[int]] = {}
     for i, sequence in enumerate(sequences):
-        groups.setdefault(tuple(sequence.params.choice.items()), []).append(i)
+        groups.setdefault(sequence.choice, []).append(i)
     if len(groups) == 1:
-        return sample_tokens(logits, uniform, **sequences[0].params.choice).tolist()
+        return sample_tokens(logits, uniform, **dict(sequences[0].choice)).tolist()
     chosen = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
     for choice, rows in groups.items():
         chosen[rows] = sample_tokens(logits[rows], uniform[rows], **dict(choice))
     return chosen.tolist()
 
-# %% ../nbs/18_sampling.ipynb #605b5512
+# %% ../nbs/18_sampling.ipynb #85c23a48
 def record_log_probs(
     sequences: list[Sequence],  # B; those that have ended get nothing
     logits: torch.Tensor,  # (B, V)
@@ -247,13 +255,13 @@ def record_log_probs(
             log_probs = [score - log_sums[i] for score in top_scores[i]]
             sequence.top_log_probs.append(list(zip(top_ids[i], log_probs)))
 
-# %% ../nbs/18_sampling.ipynb #49e2edcc
+# %% ../nbs/18_sampling.ipynb #82bce395
 def generate_steps(
     decoder: Decoder,
     tokenizer: Tokenizer,
     sequences: list[Sequence],  # of `new_sequences`; they grow in place
     slide: bool = False,  # past the context: go on with the newer half?
-    alternatives: int | None = 0,  # likely tokens to note log-probabilities of; None: none
+    alternatives: int | None = 0,  # likely tokens to note the log-probabilities of
 ) -> Iterator[None]:  # a step each
     "Tell stories side by side."
     context, rows = decoder.config.context, list(sequences)
@@ -281,7 +289,7 @@ def generate_steps(
         ids = torch.tensor(chosen, device=decoder.device)[:, None]
         logits = decoder.decode_step(ids, cache)
 
-# %% ../nbs/18_sampling.ipynb #4b96152b
+# %% ../nbs/18_sampling.ipynb #f5c374ae
 def as_decoder(
     model: Piny | Decoder,
 ) -> Decoder:
@@ -312,7 +320,7 @@ def generate(
                 bar.update(sum(s.finish_reason is not None for s in sequences) - bar.n)
     return sequences if details else [sequence.text for sequence in sequences]
 
-# %% ../nbs/18_sampling.ipynb #460a8797
+# %% ../nbs/18_sampling.ipynb #a6053255
 def count_held_back(
     text: str,
     stop: tuple[str, ...],  # strings
@@ -373,7 +381,7 @@ def stream(
     (sequence,) = new_sequences(decoder, tokenizer, prompt, slide=slide, **params)
     return stream_sequence(decoder, tokenizer, sequence, slide)
 
-# %% ../nbs/18_sampling.ipynb #6c553aab
+# %% ../nbs/18_sampling.ipynb #2bfd7df1
 @checked
 class SamplingOptions:
     "Options of the command line, beside `SamplingParams`."
@@ -394,7 +402,7 @@ class SamplingOptions:
         if self.prompt is not None and self.file:
             raise ValueError('A prompt and --file were given; leave one of them out')
 
-# %% ../nbs/18_sampling.ipynb #a851f521
+# %% ../nbs/18_sampling.ipynb #2cb2aa7d
 def clean_prompt(
     text: str,  # of a file or a pipe
 ) -> str:
@@ -417,7 +425,7 @@ def read_prompt(
         return options.prompt
     return clean_prompt(sys.stdin.read()) or 'Once upon a time'
 
-# %% ../nbs/18_sampling.ipynb #0a245a72
+# %% ../nbs/18_sampling.ipynb #abdbe16a
 def tell_one(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -459,7 +467,7 @@ def tell_on_request(
         except ValueError as error:
             say(f'error: {error}')
 
-# %% ../nbs/18_sampling.ipynb #5052de65
+# %% ../nbs/18_sampling.ipynb #3a795d5b
 def tell_many(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -498,7 +506,7 @@ def tell(
     if decoder.step is None and step_fits(model):
         compile_in_background()
 
-# %% ../nbs/18_sampling.ipynb #d3eaa320
+# %% ../nbs/18_sampling.ipynb #41b76b7e
 def compile_in_background() -> None:
     "Have another process compile the step; do nothing where that cannot be."
     code = ('import os; getattr(os, "nice", int)(19); '
@@ -508,7 +516,7 @@ def compile_in_background() -> None:
         subprocess.Popen([sys.executable, '-c', code], start_new_session=True,
                          stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
-# %% ../nbs/18_sampling.ipynb #8fca231a
+# %% ../nbs/18_sampling.ipynb #52297764
 def main(
     args: list[str] | None = None,  # the command line; None: the process's own
 ) -> int:  # exit code
@@ -523,7 +531,7 @@ def main(
 
     return run_command(check_and_tell, stopped=' …')
 
-# %% ../nbs/18_sampling.ipynb #354f7504
+# %% ../nbs/18_sampling.ipynb #f0cd78da
 #| eval: false
 if __name__ == '__main__':
     sys.exit(main())

@@ -389,7 +389,7 @@ class CompiledStep:
                 f'{cache.shape[3]} and with slots from {first_slot} on; expected a token '
                 f'below {vocab_size} and a position below {context}')
         logits = np.empty(vocab_size, self.weights.embed.dtype)
-        most: int = getattr(numba.config, 'NUMBA_NUM_THREADS')
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         threads = min(torch.get_num_threads(), most)
         counting = self.counting._replace(threads=threads)
         with self.LOCK:
