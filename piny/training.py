@@ -90,14 +90,18 @@ def train_step(
 
     finite = means[0].isfinite() & grad_norm.isfinite()
     on_gpu = trainer.world.device.type == 'cuda'
-    step_if_finite(trainer.optimizers, finite if on_gpu else bool(finite))
+    if on_gpu:  # the answer stays there, so that nobody waits for it
+        step_if_finite(trainer.optimizers, finite)
+    else:
+        step_if_finite(trainer.optimizers, bool(finite))
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)
 
     trainer.state.step += 1
     numbers = torch.cat([means, grad_norm[None].to(means)])
     trainer.pending.append(Measurement(trainer.state.step, rate, copy_to_cpu(numbers)))
-    while len(trainer.pending) > on_gpu:  # a GPU has its next step to do meanwhile
+    n_unread = 1 if on_gpu else 0  # a GPU has its next step to do meanwhile
+    while len(trainer.pending) > n_unread:
         record(trainer)
 
 # %% ../nbs/26_training.ipynb #8cebe91d
@@ -264,7 +268,8 @@ def draw_if_due(
 ) -> None:
     "Draw loss.png anew after a validation, and once a minute."
     step = trainer.state.step
-    just_validated = step == trainer.state.validated_step > trainer.first_step
+    is_new = step > trainer.first_step
+    just_validated = is_new and step == trainer.state.validated_step
     if just_validated or time.monotonic() - trainer.drawn > 60:
         warn_on_error('loss.png', partial(plot_runs, [trainer.run], trainer.run/'loss.png'))
         trainer.drawn = time.monotonic()
@@ -283,12 +288,14 @@ def pause(
         record(trainer)
 
     best = False
-    if step > state.validated_step and (last or validation_due and not trainer.stopping):
+    wanted = last or (validation_due and not trainer.stopping)
+    if wanted and step > state.validated_step:
         best = validate(trainer)
     if trainer.world.is_main:
         draw_if_due(trainer)
-        new = step > trainer.first_step
-        if best or new and (last or trainer.stopping or save_due):
+        is_new = step > trainer.first_step
+        save_wanted = last or trainer.stopping or save_due
+        if best or (is_new and save_wanted):
             save(trainer, best)
     if paused:
         trainer.clock = time.perf_counter()
