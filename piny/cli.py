@@ -170,8 +170,13 @@ class LossyStream:
 
     def write(self, text: str) -> int:
         "Write what can be written."
-        with contextlib.suppress(OSError, ValueError, RuntimeError, AttributeError):
+        try:
             self.stream.write(text)
+        except UnicodeEncodeError as error:  # spelled, where the encoding lacks a character
+            spelled = text.encode(error.encoding, 'backslashreplace')
+            self.write(spelled.decode(error.encoding))
+        except (OSError, ValueError, RuntimeError, AttributeError):
+            pass
         return len(text)
 
     def flush(self) -> None:

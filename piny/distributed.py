@@ -37,8 +37,12 @@ class World:
     ) -> torch.Tensor:  # as many means, on the device
         "Means of numbers over all processes, without a wait for the device."
         dtype = torch.float64 if self.device.type == 'cpu' else torch.float32
-        tensors = [torch.as_tensor(value, dtype=dtype) for value in values]
-        numbers = torch.stack([tensor.to(self.device) for tensor in tensors])
+        tensors = []
+        for value in values:
+            if not isinstance(value, torch.Tensor):  # made on the device, without a wait
+                value = torch.full((), value, dtype=dtype, device=self.device)
+            tensors.append(value.to(self.device, dtype))
+        numbers = torch.stack(tensors)
         if self.size > 1:
             dist.all_reduce(numbers)
         return numbers / self.size

@@ -125,19 +125,21 @@ def copy_to_cpu(
 class StopFlag:
     "Has a signal asked this process to stop?"
     number: int = 0  # of the signal; 0: none came
+    since: float = 0.0  # when it came, s
     may_speak: bool = True  # one process of a run says what happens, the others are silent
 
     def receive(self, number: int, frame: object) -> None:
-        "The signal handler: raise the flag; at the second signal end the process."
-        if self.number:
+        "The signal handler: raise the flag; at a second Ctrl-C end the process."
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+            if self.may_speak:
+                name = signal.Signals(number).name
+                say(f'\n{name}: stopping after this step, then saving … '
+                    '(Ctrl-C once more: ending at once)')
+        elif number == signal.SIGINT and time.monotonic() - self.since > 0.3:
             if self.may_speak:
                 say('\nEnding at once; what was saved before is whole.')
             os._exit(128 + number)
-        self.number = number
-        if self.may_speak:
-            name = signal.Signals(number).name
-            say(f'\n{name}: stopping after this step, then saving … '
-                '(once more: ending at once)')
 
 # %% ../nbs/92_machine.ipynb #a36a57f6
 def stop_signals() -> list[int]:
@@ -159,7 +161,8 @@ def restored_signals() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # not the main thread: nothing was changed
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if handler is not None and handler != signal.getsignal(number):
+                    signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -292,7 +292,7 @@ def check_state(
 ) -> None:
     "Refuse to go on with other data, or past the end."
     if state.data != data_identity(data_card(data)):
-        raise ValueError(f'The data of {run} have changed since it was saved; '
+        raise ValueError(f'The data of {run} have changed since it was begun; '
                          'put them back, or start a new run')
     if state.step > config.max_steps:
         raise ValueError(f'{run} has come to step {state.step:,}, past --max_steps '

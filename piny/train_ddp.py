@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['training_exit', 'leave_at_once', 'worker', 'train_and_leave_note', 'elastic_config', 'environment',
            'worker_environment', 'start_workers', 'launch', 'launch_training', 'launch_function', 'LaunchOptions',
-           'train_parser', 'train_as_torchrun_worker', 'train_from_options', 'main']
+           'train_parser', 'train_as_torchrun_worker', 'config_from_options', 'train_from_options', 'main']
 
 # %% ../nbs/27_train_ddp.ipynb #58dec141
 import argparse
@@ -26,6 +26,7 @@ import torch
 
 from piny.cli import (
     StoppedBySignal,
+    accept_any_character,
     add_fields,
     checked,
     exit_code_and_sentence,
@@ -72,6 +73,7 @@ def worker(
 ) -> NoReturn:
     "What a started process does: train by a configuration, or call a function."
     end_with_parent()
+    accept_any_character()
     output: Any = sys.stdout
     output.reconfigure(line_buffering=True)  # lines of several processes shall not mix
     path = Path(payload)
@@ -236,7 +238,8 @@ def launch_function(
 @checked
 class LaunchOptions:
     "How a run is started."
-    preset: str = option('demo', f'where to start from: {", ".join(PRESETS)}')
+    preset: str | None = option(
+        None, f'where to start from: {", ".join(PRESETS)} (default: demo)', min_length=1)
     resume: str | None = option(None, 'go on with this run', min_length=1)
     nproc_per_node: int | None = option(
         None, 'processes on this machine (default: one for each GPU, one on a CPU)', ge=1)
@@ -256,18 +259,29 @@ def train_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/27_train_ddp.ipynb #62300236
 def train_as_torchrun_worker(
-    config: TrainConfig,
-    start: Path | None,  # of `resume_config`
+    options: LaunchOptions,
+    fields: dict[str, Any],  # of the configuration, as the command line gives them
 ) -> NoReturn:
     "Train in a process that torchrun has started; one process speaks for all."
     end_with_parent()
-    exit_code, sentence = training_exit(partial(train, config, start))
+    exit_code, sentence = training_exit(
+        lambda: train(*config_from_options(options, fields)))
     rank = os.environ.get('RANK', '0')
     if sentence and rank == '0':
         say(sentence)
     elif sentence and exit_code == 2:
         say(f'process {rank}: {sentence}')
     leave_at_once(exit_code)
+
+
+def config_from_options(
+    options: LaunchOptions,
+    fields: dict[str, Any],  # of the configuration, as the command line gives them
+) -> tuple[TrainConfig, Path | None]:  # and where the run goes on
+    "The configuration that the command line asks for."
+    if options.resume is None:
+        return make_config(options.preset or 'demo', **fields), None
+    return resume_config(options.resume, **fields)
 
 
 def train_from_options(
@@ -277,13 +291,11 @@ def train_from_options(
     names = [field.name for field in dataclasses.fields(LaunchOptions)]
     launching = {name: given.pop(name) for name in names if name in given}
     options = LaunchOptions(**launching)
-    if options.resume is None:
-        config, start = make_config(options.preset, **given), None
-    else:
-        changes = {**given, **({'preset': options.preset} if 'preset' in launching else {})}
-        config, start = resume_config(options.resume, **changes)
+    if options.resume and options.preset:
+        given['preset'] = options.preset  # which is refused: a resumed run keeps its own
     if 'TORCHELASTIC_RUN_ID' in os.environ:
-        train_as_torchrun_worker(config, start)
+        train_as_torchrun_worker(options, given)
+    config, start = config_from_options(options, given)
     launch(config, options.nproc_per_node, resume=start, max_restarts=options.max_restarts)
 
 # %% ../nbs/27_train_ddp.ipynb #2faf959d

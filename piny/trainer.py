@@ -51,11 +51,11 @@ class Trainer:
     stop: StopFlag  # raised by a signal
     run: Path  # the run folder
     state: RunState  # what a checkpoint keeps beside weights and optimizers
-    model: Piny  # the raw model
-    optimizers: list[torch.optim.Optimizer]
     accumulations: int  # micro-batches of a step, in this process
     first_step: int  # finished steps when this part of the run began
 
+    model: Any = None  # a `Piny`, the raw model
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     forward: Any = None  # the model, compiled and distributed as the run asks for
     batches: Any = None  # input and target ids of each micro-batch
     tracker: Any = None  # a `Tracker`, in process 0 only
@@ -218,23 +218,23 @@ def make_trainer(
     run, start, state = world.run_on_main(
         lambda: open_run(config, resume, inputs.data, world.size, stack))
 
-    model = make_model(config, start, device)
-    optimizers = build_optimizers(
-        model, config.optimizer, config.learning_rate, config.beta1, config.beta2,
+    trainer = Trainer(
+        config, inputs, world, stop, run, state, accumulations, first_step=state.step)
+    if state.step == config.max_steps:
+        return trainer  # nothing is left to do
+    trainer.model = make_model(config, start, device)
+    trainer.optimizers = build_optimizers(
+        trainer.model, config.optimizer, config.learning_rate, config.beta1, config.beta2,
         config.weight_decay, use_bf16(config, device))
     if start:
-        load_trainer(start, model, optimizers)
-    trainer = Trainer(
-        config, inputs, world, stop, run, state, model, optimizers, accumulations,
-        first_step=state.step)
-    if state.step < config.max_steps:
-        open_outputs(trainer, stack)
-        compiled = maybe_compile(model, config, device, micro_batch)
-        trainer.forward = distribute(compiled, world)
-        order = micro_batches(trainer, micro_batch)
-        batches: Any = prefetch(order, pin=device.type == 'cuda')
-        trainer.batches = stack.enter_context(contextlib.closing(batches))
-        trainer.peak_flops = measure_peak(config, world)
+        load_trainer(start, trainer.model, trainer.optimizers)
+    open_outputs(trainer, stack)
+    compiled = maybe_compile(trainer.model, config, device, micro_batch)
+    trainer.forward = distribute(compiled, world)
+    order = micro_batches(trainer, micro_batch)
+    batches: Any = prefetch(order, pin=device.type == 'cuda')
+    trainer.batches = stack.enter_context(contextlib.closing(batches))
+    trainer.peak_flops = measure_peak(config, world)
     return trainer
 
 # %% ../nbs/25b_trainer.ipynb #18e15d21
