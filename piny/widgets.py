@@ -21,6 +21,7 @@ import ipywidgets as widgets
 from .config import make_config
 from .decoder import Decoder
 from .files import write_file
+from .generation import Sequence, new_sequences
 from .next_token import SamplingParams
 from piny.panels import (
     Panel,
@@ -32,7 +33,7 @@ from piny.panels import (
     start_thread,
 )
 from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
-from .sampling import Sequence, new_sequences, stream_sequence
+from .sampling import stream_sequence
 from .tokenizer import Tokenizer
 from .training import train
 

@@ -91,8 +91,8 @@ def timed(run, batch):
 def piny(kind, batch, folder):
     "Tokens a second of this project's own loop."
     from piny.decoder import Decoder
+    from piny.generation import Sequence, generate_steps
     from piny.next_token import SamplingParams
-    from piny.sampling import Sequence, generate_steps
 
     class Words:
         "A tokenizer that ends nothing."
