@@ -301,6 +301,8 @@ def site(_):
         html = linked_inside(html, len(path.parts) - 2, modules)
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
+        if re.search(r'\]\([\w/]+\.ipynb', html):
+            faults.append(f'{path}: a link is left as text; a symbol needs none')
         path.write_text(html, encoding='utf-8')
     return faults + dead_links(Path('_docs'))
 
