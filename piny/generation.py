@@ -233,8 +233,9 @@ def record_log_probs(
     "Note how likely the chosen tokens were, and which would have been the likeliest."
     log_sums = logits.logsumexp(-1).tolist()
     scores = logits[range(len(sequences)), chosen].tolist()
-    top = logits.topk(alternatives)
-    top_scores, top_ids = top.values.tolist(), top.indices.tolist()
+    if alternatives:
+        top = logits.topk(alternatives)
+        top_scores, top_ids = top.values.tolist(), top.indices.tolist()
     for i, sequence in enumerate(sequences):
         if sequence.finish_reason is not None:
             continue
