@@ -213,7 +213,7 @@ class Decoder:
         self.fused = is_plain(model)
         if not self.fused:  # a block with something new tells by its own code
             self.model = model
-            self.head: Product = PackedLinear(model.output_weight)
+            self.head: Callable = model.logits
             return
         weights = arrange_weights(model, int8)
         self.model, self.rope = fused_copy(model, weights), complex_rope(model)
