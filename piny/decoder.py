@@ -179,7 +179,7 @@ def step_for(
     "The compiled step for a model's stories, if it fits and its code is here; else None."
     if not step_fits(model):
         return None
-    from piny.step import CompiledStep, is_compiled
+    from piny.compiled_step import CompiledStep, is_compiled
     if not is_compiled(int8):
         return None
     return CompiledStep(step_weights(model, int8, weights), model.config.norm_eps)

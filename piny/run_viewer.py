@@ -15,8 +15,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from .metrics import plot_runs, read_samples
 from .panels import Panel, as_png, error_html, start_thread
-from .tracking import plot_runs, read_samples
 
 # %% ../nbs/29c_run_viewer.ipynb #view0006
 def run_names(

@@ -249,7 +249,7 @@ def tell(
 def compile_in_background() -> None:
     "Have another process compile the step; do nothing where that cannot be."
     code = ('import os; getattr(os, "nice", int)(19); '
-            'from piny.step import compile_all; compile_all()')
+            'from piny.compiled_step import compile_all; compile_all()')
     nowhere = subprocess.DEVNULL
     with contextlib.suppress(OSError):
         subprocess.Popen([sys.executable, '-c', code], start_new_session=True,

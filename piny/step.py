@@ -5,22 +5,15 @@
 # %% auto #0
 __all__ = ['compiled_parallel', 'MATRICES', 'compiled', 'dot', 'dot4', 'four_rows', 'multiply', 'quantize_input', 'normalize',
            'multiply_gated', 'rotate', 'weigh_keys', 'weighted_sum', 'attend_cached', 'Weights', 'Counting',
-           'attention_layer', 'feed_forward_layer', 'step', 'new_counting', 'CompiledStep', 'step_types',
-           'torch_threads_kept', 'is_compiled', 'compile_step', 'compile_all']
+           'attention_layer', 'feed_forward_layer', 'step']
 
 # %% ../nbs/93_step.ipynb #795912f3
-import contextlib
 import functools
 import math
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import filelock
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
 
 # %% ../nbs/93_step.ipynb #5234c4d4
@@ -344,123 +337,3 @@ def step(
     factor = quantize_input(x, counting.inputs, counting.levels)
     multiply(m.head, m.head_scale, counting.inputs[:len(x)], factor, logits,
              counting.accumulator, counting.threads)
-
-# %% ../nbs/93_step.ipynb #b6b619ba
-def new_counting(
-    dtype: type,  # of activations, such as `np.float32`
-    int8: bool,  # weights of eight bits
-    size: int,  # the longest input of a product
-) -> Counting:
-    "Room and types for products in float, or in whole numbers."
-    inputs: np.ndarray = np.empty(size, np.int16 if int8 else dtype)
-    accumulator = np.int32(0) if int8 else dtype(0)
-    return Counting(inputs, dtype(127 if int8 else 0), accumulator, 1)
-
-# %% ../nbs/93_step.ipynb #bef46ed8
-class CompiledStep:
-    "`step` with all that it needs, for tensors on the CPU."
-
-    LOCK = threading.Lock()  # of all steps in this process
-
-    def __init__(
-        self,
-        weights: Weights,  # float, or with matrices of eight bits
-        eps: float,  # of the norms
-    ):
-        self.weights, self.eps = weights, eps
-        longest = max(weights.qkv.shape[2], weights.out.shape[2], weights.down.shape[2])
-        int8 = weights.head.dtype == np.int8
-        self.counting = new_counting(weights.embed.dtype.type, int8, longest)
-
-    def __call__(
-        self,
-        token: int,  # its id
-        position: int,  # from 0
-        slot: int,  # of the cache, where the token's keys and values go
-        first_slot: int,  # the first that it sees
-        cache: torch.Tensor,  # (L, 2, K, S, head_dim); changed
-    ) -> torch.Tensor:  # scores of what may follow (V,)
-        "Take one token through the model; a ValueError where it has no place there."
-        vocab_size, context = len(self.weights.embed), len(self.weights.rope)
-        fits = 0 <= token < vocab_size and 0 <= position < context
-        if not fits or not 0 <= first_slot <= slot < cache.shape[3]:
-            raise ValueError(
-                f'Token {token} at position {position} was given, for slot {slot} of '
-                f'{cache.shape[3]} and with slots from {first_slot} on; expected a token '
-                f'below {vocab_size} and a position below {context}')
-        logits = np.empty(vocab_size, self.weights.embed.dtype)
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        threads = min(torch.get_num_threads(), most)
-        counting = self.counting._replace(threads=threads)
-        with self.LOCK:
-            numba.set_num_threads(threads)
-            step(token, position, slot, first_slot, cache.numpy(), self.weights, self.eps,
-                 counting, logits)
-        return torch.from_numpy(logits)
-
-# %% ../nbs/93_step.ipynb #92323809
-def step_types(
-    int8: bool,  # weights of eight bits
-    dtype: type = np.float32,  # of activations
-) -> tuple:  # Numba's types of all arguments of `step`
-    "What the machine code of `step` depends on."
-    def array(axes, dtype=dtype):
-        return np.empty((1,) * axes, dtype)
-
-    by_layer = 'norm1', 'norm2', 'qkv_scale', 'out_scale', 'gate_up_scale', 'down_scale'
-    arrays = {name: array(2) for name in by_layer}
-    arrays |= {name: array(3, np.int8 if int8 else dtype) for name in MATRICES}
-    arrays |= dict(embed=array(2), norm=array(1))
-    arrays |= dict(head=arrays['head'][0], head_scale=array(1))
-    rope = array(3, np.complex128 if dtype == np.float64 else np.complex64)
-    weights = Weights(**arrays, rope=rope)
-    arguments = (0, 0, 0, 0, array(5), weights, 1.0, new_counting(dtype, int8, 1), array(1))
-    return tuple(numba.typeof(argument) for argument in arguments)
-
-# %% ../nbs/93_step.ipynb #fb6ed029
-@contextlib.contextmanager
-def torch_threads_kept() -> Iterator[None]:
-    "Whatever Numba does inside, torch has as many threads afterwards as before."
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-# %% ../nbs/93_step.ipynb #5d198f93
-@torch_threads_kept()
-def is_compiled(
-    int8: bool,  # weights of eight bits
-) -> bool:
-    "Is the machine code here? It is read from disk where it can be; nothing is compiled."
-    numba.get_num_threads()  # starts Numba's threads, which stored code refers to
-    types = step_types(int8)
-    if types in step.overloads:
-        return True
-    if step._cache.load_overload(types, step.targetctx) is None:  # as `compile` itself asks
-        return False
-    compile_step(int8)
-    return True
-
-
-@torch_threads_kept()
-def compile_step(
-    int8: bool,  # weights of eight bits
-) -> None:
-    "Compile the step, or read it from disk: decoders made from now on use it."
-    numba.get_num_threads()  # starts them
-    step.compile(step_types(int8))
-
-# %% ../nbs/93_step.ipynb #95e7c7af
-def compile_all() -> None:
-    "Compile the step for all kinds of weights, unless another process does so now."
-    folder = step.stats.cache_path
-    if folder is None:
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(Path(folder)/'piny-step.lock', timeout=0):
-            for int8 in False, True:
-                compile_step(int8)
-    except filelock.Timeout:
-        return

@@ -29,11 +29,11 @@ from .config import TrainConfig
 from .distributed import World, process_group
 from .evaluation import loss_summary, score_stories
 from .machine import catch_stop_signals, copy_to_cpu, keep_freed_memory, peak_memory_gib
+from .metrics import plot_runs
 from .model import Piny
 from .optimizer import learning_rate, step_if_finite
 from .runs import RunInputs, prepare_run
 from .sampling import stream
-from .tracking import plot_runs
 from .trainer import Measurement, Trainer, make_trainer, use_bf16, weight_dtype
 
 # %% ../nbs/26_training.ipynb #b1863212

@@ -24,11 +24,11 @@ import filelock
 from .cli import checked, field_options, option, say, yes_or_no
 from .config import PRESETS, TrainConfig, make_config
 from .dataset import prepare
+from .metrics import read_metrics
 from .model import ModelConfig
 from .pretrained import find_checkpoint
 from .runs import resume_config
 from .tokenizer import Tokenizer
-from .tracking import read_metrics
 from .training import train
 
 if typing.TYPE_CHECKING:

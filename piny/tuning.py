@@ -24,8 +24,8 @@ from typing import Any
 from .cli import StoppedBySignal, add_fields, run_command, say
 from .config import PRESETS, TrainConfig
 from .files import read_json, replacing, write_json
+from .metrics import plot_runs
 from .model import ModelConfig
-from .tracking import plot_runs
 from piny.trials import (
     SET_BY_SEARCH,
     SearchPlan,

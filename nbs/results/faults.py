@@ -35,13 +35,13 @@ from piny.checkpoint import (
     write_checkpoint,
 )
 from piny.config import make_config
+from piny.metrics import read_metrics
 from piny.model import ModelConfig, Piny
 from piny.optimizer import build_optimizers
 from piny.pretrained import find_checkpoint
 from piny.runs import resume_config
 from piny.storybook import stories
 from piny.tokenizer import Tokenizer
-from piny.tracking import read_metrics
 from piny.train_ddp import launch
 
 SMALL = dict(

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from piny.config import make_config
-from piny.tracking import read_metrics
+from piny.metrics import read_metrics
 from piny.training import train
 
 MODEL = dict(vocab_size=2048, dim=192, hidden_dim=512, n_layers=4, n_heads=6, n_kv_heads=2)
