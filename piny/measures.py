@@ -4,22 +4,16 @@
 
 # %% auto #0
 __all__ = ['CARD_PROMPTS', 'split_words', 'ngrams', 'distinct_n', 'repetition', 'named_characters', 'cast_kept', 'Copied',
-           'CopyDetector', 'measure_stories', 'PromptQuestion', 'read_prompt_sheet', 'word_probabilities',
-           'answer_question', 'answer_sheet', 'read_held_out', 'count_words', 'measure_model', 'MeasureOptions',
+           'CopyDetector', 'measure_stories', 'read_held_out', 'count_words', 'measure_model', 'MeasureOptions',
            'measures_text', 'print_measures', 'main']
 
 # %% ../nbs/20_measures.ipynb #f3bd3da7
-import dataclasses
-import importlib.resources
 import itertools
 import math
 import re
 import statistics
 import sys
-from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import torch
 
 from .cli import checked, make_parser, option, print_json, run_command
 from .dataset import read_stories
@@ -27,6 +21,7 @@ from .decoder import Decoder
 from .evaluation import data_of_run
 from .model import Piny
 from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
+from .prompt_sheet import answer_sheet
 from .sampling import generate
 from .tokenizer import Tokenizer
 
@@ -161,78 +156,10 @@ def measure_stories(
         measures['longest_copy'] = max(copy.longest for copy in copies)
     return measures
 
-# %% ../nbs/20_measures.ipynb #f7ebebc1
-@dataclass
-class PromptQuestion:
-    "A beginning, and words that may and may not follow it."
-    kind: str  # grammar, world, cause or who
-    prompt: str
-    right: list[str]
-    wrong: list[str]
-
-
-def read_prompt_sheet() -> list[PromptQuestion]:
-    "The questions of the sheet."
-    text = (importlib.resources.files('piny')/'assets'/'prompts.txt').read_text('utf-8')
-    questions = []
-    for line in text.splitlines():
-        if not line.startswith('#'):
-            kind, prompt, right, wrong = [field.strip() for field in line.split('|')]
-            questions.append(PromptQuestion(kind, prompt, right.split(), wrong.split()))
-    return questions
-
-
+# %% ../nbs/20_measures.ipynb #eeadebcb
 CARD_PROMPTS = ['Once', 'The quick brown fox jumps over the lazy dog. ']  # the card's own
 
-# %% ../nbs/20_measures.ipynb #5d3ab6f8
-@torch.no_grad()
-def word_probabilities(
-    model: Piny,
-    tokenizer: Tokenizer,
-    prompt: str,
-    following: list[str],  # words
-) -> list[float]:  # a probability for each word
-    "How likely each word is to come next; a longer word that begins with it counts, too."
-    begin = len(tokenizer.encode(prompt, bos=True))
-    rows = [tokenizer.encode(f'{prompt} {word}', bos=True) for word in following]
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True)
-    ids = ids.to(model.embed_tokens.weight.device)
-    log_probs = model(ids[:, :-1]).log_softmax(-1)
-    log_probs = log_probs.gather(-1, ids[:, 1:, None])[..., 0]  # (words, T - 1)
-    return [log_probs[i, begin - 1:len(row) - 1].sum().exp().item()
-            for i, row in enumerate(rows)]
 
-# %% ../nbs/20_measures.ipynb #916b242d
-def answer_question(
-    model: Piny,
-    tokenizer: Tokenizer,
-    question: PromptQuestion,
-) -> dict[str, Any]:  # the question's fields, its score and the likeliest word of its lists
-    "The model's answer to one question."
-    listed = question.right + question.wrong
-    probs = word_probabilities(model, tokenizer, question.prompt, listed)
-    probability, best = max(zip(probs, listed))
-    score = sum(probs[:len(question.right)]) / sum(probs)
-    return {**dataclasses.asdict(question), 'score': score, 'best': best,
-            'probability': probability}
-
-
-def answer_sheet(
-    model: Piny,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:  # `questions`: all answers; `kinds`: mean score, and passed
-    "The model's answers to the sheet."
-    answers = [answer_question(model, tokenizer, question)
-               for question in read_prompt_sheet()]
-    kinds = {}
-    for kind in dict.fromkeys(answer['kind'] for answer in answers):
-        scores = [answer['score'] for answer in answers if answer['kind'] == kind]
-        passed = sum(score > 0.5 for score in scores)
-        kinds[kind] = dict(score=statistics.mean(scores), passed=passed, of=len(scores))
-    return dict(questions=answers, kinds=kinds)
-
-# %% ../nbs/20_measures.ipynb #eeadebcb
 def read_held_out(
     data: str,  # a source with a validation split
     n: int,  # stories

@@ -22,7 +22,7 @@ def main():
 
     from piny.dataset import read_stories
     from piny.evaluation import evaluate
-    from piny.measures import report
+    from piny.measures import measure_model
     from piny.pretrained import load_checkpoint
 
     model, tokenizer = load_checkpoint(options.checkpoint)
@@ -31,7 +31,7 @@ def main():
     loss = evaluate(model, tokenizer, stories, progress=True)
     seconds = time.perf_counter() - start
     result = dict(parameters=model.num_parameters(), loss=loss, seconds=seconds,
-                  **report(model, tokenizer, options.data, options.n))
+                  **measure_model(model, tokenizer, options.data, options.n))
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (HERE/'quality.json').write_text(text + '\n')
     print(json.dumps({key: result[key] for key in ('model', 'data')}, indent=1))
