@@ -27,12 +27,13 @@ import torch
 
 import piny
 from .batches import window_starts
-from .checkpoint import choose_checkpoint, clear_leftovers, read_state, set_aside
+from .checkpoint import read_state
 from .cli import say
 from .config import TrainConfig, config_from_dict, split_batch
 from .dataset import data_card, prepare
 from .files import read_json, write_json
 from .pretrained import find_checkpoint
+from .saved_checkpoints import choose_checkpoint, clear_leftovers, set_aside
 from .shards import TokenShards, decode_stories
 from .tokenizer import Tokenizer
 
