@@ -45,7 +45,7 @@ class RunState:
     step: int = 0  # finished steps
     validated_step: int = 0  # the step of the last validation
     train_loss: float | None = None  # of the last good step, nats a token
-    best_loss: float | None = None  # of the best validation, nats a token
+    best_loss: float | None = None  # of the best checkpoint, nats a token
     wandb_id: str | None = None  # of the run at W&B
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0  # of them, up to now without a good one between

@@ -74,6 +74,7 @@ class Trainer:
     story: str = ''  # the newest story told
     drawn: float = 0.0  # when loss.png was drawn, s
     saving: Future | None = None  # the checkpoint that is being written
+    saving_best: float | None = None  # the best loss that this checkpoint tells of
 
 # %% ../nbs/25b_trainer.ipynb #a6836ece
 def use_bf16(

@@ -174,15 +174,14 @@ def validation_loss(
 # %% ../nbs/26_training.ipynb #58224c1e
 def validate(
     trainer: Trainer,
-) -> bool:  # is it the best so far?
+) -> bool:  # is it better than every checkpoint on the disk?
     "Measure the loss on held-out stories, and tell one."
     state = trainer.state
     trainer.validation = validation_loss(trainer.model, trainer.inputs, trainer.world)
     loss = trainer.validation['loss']
+    last_save_worked(trainer)  # what is not on the disk cannot be the best
     best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
     state.validated_step = state.step
-    if best:
-        state.best_loss = loss
     if trainer.tracker:
         report_validation(trainer)
     return best
@@ -215,21 +214,28 @@ def save(
     best: bool,  # is it the best so far?
 ) -> None:
     "Copy all that a checkpoint holds, and have it written by the other thread."
-    if trainer.saving:
-        trainer.saving.result()
+    last_save_worked(trainer)  # one checkpoint at a time
     state = dataclasses.asdict(trainer.state)
+    if best:
+        state['best_loss'] = trainer.validation['loss']
     copied = snapshot(trainer.model, trainer.optimizers, state)
     write = partial(write_checkpoint, trainer.run, copied, trainer.inputs.tokenizer, best,
                     trainer.config.keep)
     what = f'The checkpoint of step {trainer.state.step:,}'
+    trainer.saving_best = state['best_loss']
     trainer.saving = trainer.writer.submit(warn_on_error, what, write)
 
 
 def last_save_worked(
-    trainer: Trainer,  # of process 0
-) -> bool:
-    "Wait for the last checkpoint: is it on the disk?"
-    return trainer.saving is None or trainer.saving.result()
+    trainer: Trainer,
+) -> bool:  # also where nothing was saved yet
+    "Wait for the last checkpoint: is it on the disk? Then its loss is the one to beat."
+    if trainer.saving is None:
+        return True
+    worked = trainer.saving.result()
+    if worked:
+        trainer.state.best_loss = trainer.saving_best
+    return worked
 
 
 def draw_if_due(
