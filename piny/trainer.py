@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Measurement', 'Trainer', 'use_bf16', 'weight_dtype', 'maybe_compile', 'memory_advice', 'make_model', 'micro_batches',
            'make_tracker', 'distribute', 'measure_peak', 'make_trainer', 'open_outputs', 'measure_speed',
-           'write_above_bar', 'warn_on_error']
+           'validation_loss', 'write_above_bar', 'warn_on_error']
 
 # %% ../nbs/25b_trainer.ipynb #77777797
 import contextlib
@@ -27,6 +27,7 @@ from .checkpoint import load_trainer
 from .cli import LossyStream, say
 from .config import TrainConfig, split_batch
 from .distributed import World
+from .evaluation import loss_summary, score_stories
 from .files import read_json
 from .machine import StopFlag, matmul_flops, peak_memory_gib
 from .model import Piny
@@ -271,6 +272,18 @@ def measure_speed(
     trainer.speed = f'{tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}, {memory:.2f} GiB'
     return dict(tokens_per_second=round(tokens_per_second), mfu=round(mfu, 4),
                 memory_gib=round(memory, 3))
+
+# %% ../nbs/25b_trainer.ipynb #95cd4cb4
+def validation_loss(
+    model: Piny,
+    inputs: RunInputs,  # tokenizer and validation stories, the same in each process
+    world: World,
+) -> dict[str, float]:  # loss, bytes_per_token, bits_per_byte
+    "Loss on held-out stories, over all processes."
+    share = inputs.stories[world.rank::world.size]
+    sums = score_stories(model, inputs.tokenizer, share)
+    totals = (world.mean(*sums.values()) * world.size).tolist()
+    return loss_summary(dict(zip(sums, totals, strict=True)))
 
 # %% ../nbs/25b_trainer.ipynb #cf829e60
 def write_above_bar(
