@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['TRAINER_FORMAT', 'NEW_NAMES', 'trainer_tensors', 'restore_trainer', 'Snapshot', 'copy_to_memory', 'snapshot',
-           'checksums', 'damage', 'write_contents', 'take_place', 'point_to', 'saved_checkpoints', 'step_of', 'prune',
-           'write_checkpoint', 'not_resumable', 'read_state', 'load_trainer', 'check_named', 'choose_checkpoint',
-           'clear_leftovers', 'rename_checkpoint', 'free_name', 'set_aside']
+           'checksums', 'damage', 'write_contents', 'take_place', 'point_to', 'list_checkpoints', 'step_of', 'prune',
+           'write_checkpoint', 'not_resumable', 'read_state', 'load_trainer']
 
 # %% ../nbs/22_checkpoint.ipynb #3535179c
 import copy
 import hashlib
-import itertools
 import re
 import shutil
 from dataclasses import dataclass
@@ -175,7 +173,7 @@ def point_to(
     write_file(folder.parent/pointer, f'{folder.name}\n'.encode())
 
 # %% ../nbs/22_checkpoint.ipynb #cb0ba64b
-def saved_checkpoints(
+def list_checkpoints(
     run: str | Path,  # a run folder
 ) -> list[Path]:  # checkpoint folders, the newest first
     "The checkpoints of a run, by step."
@@ -199,7 +197,7 @@ def prune(
     checkpoints = Path(run)/'checkpoints'
     pointers = [checkpoints/'latest', checkpoints/'best']
     in_use = {path.read_text().strip() for path in pointers if path.is_file()}
-    for folder in saved_checkpoints(run)[keep:]:
+    for folder in list_checkpoints(run)[keep:]:
         if folder.name not in in_use:
             folder.rename(checkpoints/f'.{folder.name}.old')
     for ending in 'old', 'replaced':
@@ -272,88 +270,3 @@ def load_trainer(
         raise not_resumable(folder, error) from None
     restore_trainer(tensors, model, optimizers)
     return state
-
-# %% ../nbs/22_checkpoint.ipynb #0be28979
-def check_named(
-    run: str | Path,  # a run folder
-    folder: Path,  # a checkpoint folder that was asked for
-) -> None:
-    "Refuse a damaged checkpoint by a ValueError."
-    if wrong := damage(folder):
-        raise ValueError(f'{folder} is no whole checkpoint: {wrong}; go on with '
-                         f'--resume {run}, which takes the newest whole one')
-
-
-def choose_checkpoint(
-    run: str | Path,  # a run folder
-    named: str | Path | None = None,  # a checkpoint folder that was asked for
-) -> tuple[Path | None, str]:  # None where none was saved yet; a sentence to print, or ''
-    "Where a run goes on; a ValueError where no whole checkpoint is left."
-    if named:
-        check_named(run, Path(named))
-        return Path(named), ''
-    passed_over: list[str] = []
-    for folder in saved_checkpoints(run):
-        wrong = damage(folder)
-        if not wrong and not passed_over:
-            return folder, ''
-        if not wrong:
-            skipped = ', '.join(passed_over)
-            return folder, f'Passed over {skipped}; going on from {folder.name}.'
-        passed_over.append(f'{folder.name} ({wrong})')
-    if passed_over:
-        raise ValueError(f'{run} has no whole checkpoint left: {", ".join(passed_over)}; '
-                         'start a new run with another --out')
-    return None, ''
-
-# %% ../nbs/22_checkpoint.ipynb #e677ebec
-def clear_leftovers(
-    run: str | Path,  # a run folder, whose lock is held
-) -> None:
-    "Clear away what a kill has left behind."
-    for folder in (Path(run)/'checkpoints').glob('.step-*.*'):
-        whole = folder.with_name(folder.stem[1:])
-        if folder.suffix == '.replaced' and not whole.exists():
-            folder.rename(whole)
-        else:
-            shutil.rmtree(folder)
-
-# %% ../nbs/22_checkpoint.ipynb #7737025c
-def rename_checkpoint(
-    folder: Path,  # a checkpoint folder
-    new: Path,  # its new place, in the same run
-) -> None:
-    "Rename a checkpoint; where `best` names it, `best` follows."
-    folder.rename(new)
-    best = folder.parent/'best'
-    if best.is_file() and best.read_text().strip() == folder.name:
-        point_to('best', new)
-
-
-def free_name(
-    folder: Path,  # a checkpoint folder that is to be set aside
-) -> Path:  # such as `aside-step-000060`, or `aside-step-000060-2`
-    "A name for a checkpoint that no other has."
-    first = folder.with_name(f'aside-{folder.name}')
-    others = (first.with_name(f'{first.name}-{i}') for i in itertools.count(2))
-    return next(path for path in itertools.chain([first], others) if not path.exists())
-
-# %% ../nbs/22_checkpoint.ipynb #2f41c015
-def set_aside(
-    run: str | Path,  # a run folder, whose lock is held
-    start: Path,  # the checkpoint from which the run goes on, set aside before or not
-) -> tuple[Path, list[str]]:  # it, under its step's name, and what was set aside
-    "Rename the checkpoints of steps that will come anew."
-    checkpoints, step = Path(run)/'checkpoints', read_state(start)['step']
-    at_its_step = checkpoints/f'step-{step:06}'
-    to_come = [folder for folder in saved_checkpoints(run)
-               if step_of(folder) >= step and folder.name != start.name]
-    for folder in to_come:
-        rename_checkpoint(folder, free_name(folder))
-    is_of_this_run = start.parent.resolve() == checkpoints.resolve()
-    if start.name.startswith('aside-') and is_of_this_run:
-        rename_checkpoint(start, at_its_step)
-    if at_its_step.is_dir():
-        start = at_its_step
-        point_to('latest', start)
-    return start, [folder.name for folder in to_come]

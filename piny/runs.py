@@ -27,12 +27,13 @@ import torch
 
 import piny
 from .batches import window_starts
-from .checkpoint import choose_checkpoint, clear_leftovers, read_state, set_aside
+from .checkpoint import read_state
 from .cli import say
 from .config import TrainConfig, config_from_dict, split_batch
 from .dataset import data_card, prepare
 from .files import read_json, write_json
 from .pretrained import find_checkpoint
+from .saved_checkpoints import choose_checkpoint, clear_leftovers, set_aside
 from .shards import TokenShards, decode_stories
 from .tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ class RunState:
     step: int = 0  # finished steps
     validated_step: int = 0  # the step of the last validation
     train_loss: float | None = None  # of the last good step, nats a token
-    best_loss: float | None = None  # of the best validation, nats a token
+    best_loss: float | None = None  # of the best checkpoint, nats a token
     wandb_id: str | None = None  # of the run at W&B
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0  # of them, up to now without a good one between

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINER_SETTINGS', 'SPECIAL_PIECES', 'BEFORE_ENCODING', 'AFTER_DECODING', 'FIRST_TEXT', 'SECOND_TEXT', 'BOS_TEMPLATE',
            'training_refusal', 'train_pieces', 'pad_pieces', 'bytes_of_piece', 'join_bytes', 'stream_text',
-           'check_pieces', 'read_pieces', 'recover_merges', 'tokenizer_json', 'tokenizer_config', 'Tokenizer',
-           'StoryEncoder']
+           'check_pieces', 'read_pieces', 'recover_merges', 'tokenizer_json', 'tokenizer_config', 'Tokenizer']
 
 # %% ../nbs/02_tokenizer.ipynb #6dd71005
 import hashlib
@@ -14,7 +13,6 @@ import io
 import json
 import os
 import re
-import struct
 from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -331,38 +329,3 @@ class Tokenizer:
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         "The text of token ids as they arrive, in parts; joined, it equals `decode(ids)`."
         return stream_text(self.table, ids)
-
-# %% ../nbs/02_tokenizer.ipynb #9e7e9600
-class StoryEncoder(dict):
-    "Word to the bytes of its ids, little-endian uint16; called with a story, the story's."
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        size: int = 500_000,  # words to remember, at most
-    ):
-        self.processor = tokenizer.processor
-        self.size = size
-        names = map(self.processor.id_to_piece, range(tokenizer.vocab_size))
-        self.splits = not any('▁' in name[1:] for name in names)  # can words be split off?
-        self.begin = struct.pack('<H', tokenizer.bos_id)
-        self.end = struct.pack('<H', tokenizer.eos_id)
-
-    def __missing__(self, word: str) -> bytes:
-        "Encode a word that is new, and remember it."
-        if len(self) >= self.size:
-            self.clear()  # many different words: begin again
-        if word:
-            ids = self.processor.encode(word.encode())
-        else:
-            ids = [self.processor.piece_to_id('▁')]
-        packed = struct.pack(f'<{len(ids)}H', *ids)
-        self[word] = packed
-        return packed
-
-    def __call__(self, story: str) -> bytes:
-        "Encode a story, between `<s>` and `</s>`."
-        if not story:
-            return self.begin + self.end
-        words = story.split(' ') if self.splits else [story]
-        return self.begin + b''.join([self[word] for word in words]) + self.end

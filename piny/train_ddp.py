@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,8 @@ def train_and_leave_note(
         words = json.dumps([exit_code, sentence])
         with contextlib.suppress(FileExistsError), open(note, 'x') as file:
             file.write(words)
+    elif exit_code == 2:
+        return 0  # refused by process 0, which the engine shall not end before its note
     return exit_code
 
 # %% ../nbs/27_train_ddp.ipynb #447b2b7d
@@ -271,6 +274,8 @@ def train_as_torchrun_worker(
         say(sentence)
     elif sentence and exit_code == 2:
         say(f'process {rank}: {sentence}')
+    elif exit_code == 2:
+        time.sleep(3)  # refused by process 0, which torchrun shall not end before it spoke
     leave_at_once(exit_code)
 
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Measurement', 'Trainer', 'use_bf16', 'weight_dtype', 'maybe_compile', 'memory_advice', 'make_model', 'micro_batches',
-           'make_tracker', 'distribute', 'measure_peak', 'make_trainer', 'open_outputs']
+           'make_tracker', 'distribute', 'measure_peak', 'make_trainer', 'open_outputs', 'measure_speed',
+           'validation_loss', 'write_above_bar', 'warn_on_error']
 
 # %% ../nbs/25b_trainer.ipynb #77777797
 import contextlib
 import itertools
 import math
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,9 @@ from .checkpoint import load_trainer
 from .cli import LossyStream, say
 from .config import TrainConfig, split_batch
 from .distributed import World
+from .evaluation import loss_summary, score_stories
 from .files import read_json
-from .machine import StopFlag, matmul_flops
+from .machine import StopFlag, matmul_flops, peak_memory_gib
 from .model import Piny
 from .optimizer import build_optimizers
 from .pretrained import find_checkpoint
@@ -72,6 +75,7 @@ class Trainer:
     story: str = ''  # the newest story told
     drawn: float = 0.0  # when loss.png was drawn, s
     saving: Future | None = None  # the checkpoint that is being written
+    saving_best: float | None = None  # the best loss that this checkpoint tells of
 
 # %% ../nbs/25b_trainer.ipynb #a6836ece
 def use_bf16(
@@ -253,3 +257,55 @@ def open_outputs(
         tqdm(total=trainer.config.max_steps, initial=trainer.state.step, unit='step',
              disable=not is_main, dynamic_ncols=True, file=LossyStream(sys.stderr)))
     trainer.writer = stack.enter_context(ThreadPoolExecutor(1))
+
+# %% ../nbs/25b_trainer.ipynb #8cebe91d
+def measure_speed(
+    trainer: Trainer,
+) -> dict[str, float]:  # tokens_per_second, mfu, memory_gib
+    "How fast the last step was; the clock starts anew."
+    now = time.perf_counter()
+    tokens_per_second = trainer.config.tokens_per_step / (now - trainer.clock)
+    trainer.clock = now
+    flops_per_token = trainer.model.flops_per_token(trainer.config.seq_len)
+    mfu = tokens_per_second * flops_per_token / trainer.peak_flops
+    memory = peak_memory_gib(trainer.world.device)
+    trainer.speed = f'{tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}, {memory:.2f} GiB'
+    return dict(tokens_per_second=round(tokens_per_second), mfu=round(mfu, 4),
+                memory_gib=round(memory, 3))
+
+# %% ../nbs/25b_trainer.ipynb #95cd4cb4
+def validation_loss(
+    model: Piny,
+    inputs: RunInputs,  # tokenizer and validation stories, the same in each process
+    world: World,
+) -> dict[str, float]:  # loss, bytes_per_token, bits_per_byte
+    "Loss on held-out stories, over all processes."
+    share = inputs.stories[world.rank::world.size]
+    sums = score_stories(model, inputs.tokenizer, share)
+    totals = (world.mean(*sums.values()) * world.size).tolist()
+    return loss_summary(dict(zip(sums, totals, strict=True)))
+
+# %% ../nbs/25b_trainer.ipynb #cf829e60
+def write_above_bar(
+    trainer: Trainer,
+    text: str,  # one line
+    stream: Any,  # standard output or error
+) -> None:
+    "Write a line above the progress bar; where nobody reads it, go on all the same."
+    trainer.progress.clear()
+    print(text, file=LossyStream(stream), flush=True)
+    trainer.progress.refresh()
+
+# %% ../nbs/25b_trainer.ipynb #dd4b405f
+def warn_on_error(
+    what: str,  # is written, in words
+    action: Callable[[], Any],
+) -> bool:  # did it work?
+    "Write something; where the disk refuses, one line says so and training goes on."
+    try:
+        action()
+    except Exception as error:  # a disk, a figure: no reason to end a run
+        say(f'{what} could not be written ({type(error).__name__}: {error}); '
+            'training goes on with what was saved before')
+        return False
+    return True

@@ -26,20 +26,14 @@ from pathlib import Path
 
 import torch
 
-from piny.checkpoint import (
-    choose_checkpoint,
-    damage,
-    read_state,
-    saved_checkpoints,
-    snapshot,
-    write_checkpoint,
-)
+from piny.checkpoint import damage, list_checkpoints, read_state, snapshot, write_checkpoint
 from piny.config import make_config
 from piny.metrics import read_metrics
 from piny.model import ModelConfig, Piny
 from piny.optimizer import build_optimizers
 from piny.pretrained import find_checkpoint
 from piny.runs import resume_config
+from piny.saved_checkpoints import choose_checkpoint
 from piny.storybook import stories
 from piny.tokenizer import Tokenizer
 from piny.train_ddp import launch
@@ -153,9 +147,9 @@ def kill_9(folder, times):
         time.sleep(random.uniform(0.5, 7))
         process.kill()
         process.communicate()
-        found = [damage(step) for step in saved_checkpoints(run)]
+        found = [damage(step) for step in list_checkpoints(run)]
         assert not any(found), found
-        newest = int(saved_checkpoints(run)[0].name[5:]) if saved_checkpoints(run) else 0
+        newest = int(list_checkpoints(run)[0].name[5:]) if list_checkpoints(run) else 0
         lost = last_step(run) - newest
         assert lost < 2 * SMALL['save_every'], (lost, newest)  # one save may be on its way
         yield lost
@@ -174,7 +168,7 @@ def signals(folder, times):
         process.send_signal(number)
         said = end(process, 128 + number)
         assert f'--resume {run}' in said and 'Stopped after step' in said, said
-        newest = saved_checkpoints(run)[0]
+        newest = list_checkpoints(run)[0]
         assert not damage(newest) and int(newest.name[5:]) == last_step(run)
         end(start('--resume', run, max_steps=last_step(run) + 2))
         yield f'{number.name} {processes}'
@@ -215,7 +209,7 @@ def launcher_killed(folder, times):
             assert time.monotonic() < patience, 'workers go on without their parent'
             time.sleep(0.1)
         process.stdout.close()
-        assert int(saved_checkpoints(run)[0].name[5:]) == last_step(run)
+        assert int(list_checkpoints(run)[0].name[5:]) == last_step(run)
         end(start('--resume', run, max_steps=last_step(run) + 2))
         yield last_step(run)
 
@@ -286,7 +280,7 @@ def disk_full(folder, times):
                     ballast.unlink()
                 said = end(process, 0 if recovers else 2)
                 assert 'could not be written' in said, said
-                assert not any(damage(step) for step in saved_checkpoints(run))
+                assert not any(damage(step) for step in list_checkpoints(run))
                 assert not list((run / 'checkpoints').glob('.step*'))
                 ballast.unlink(missing_ok=True)
                 if not recovers:
@@ -319,7 +313,7 @@ def disk_read_only(folder, times):
             said = end(process)
             assert 'could not be written' in said and 'Read-only' in said, said
             assert read_state(find_checkpoint(run))['step'] == 300 and not any(
-                damage(step) for step in saved_checkpoints(run)
+                damage(step) for step in list_checkpoints(run)
             )
         yield here
 
@@ -329,7 +323,7 @@ def damaged(folder, times):
     end(start(out=folder / 'run', max_steps=10))
     files = sorted(
         p.relative_to(folder / 'run')
-        for p in saved_checkpoints(folder / 'run')[0].rglob('*')
+        for p in list_checkpoints(folder / 'run')[0].rglob('*')
         if p.is_file()
     )
     for trial in range(times):
@@ -549,7 +543,7 @@ def slow_disk(folder, times):
         process = start(out=run, max_steps=100_000, save_every=40, patch=SLOW_DISK)
         patience = time.monotonic() + 90
         checkpoints = run / 'checkpoints'
-        while not (saved_checkpoints(run) and list(checkpoints.glob('.step-*.part'))):
+        while not (list_checkpoints(run) and list(checkpoints.glob('.step-*.part'))):
             assert time.monotonic() < patience
             time.sleep(0.01)
         here = last_step(run)
@@ -558,7 +552,7 @@ def slow_disk(folder, times):
         process.kill()
         process.communicate()
         newest, _ = choose_checkpoint(run)
-        assert newest == saved_checkpoints(run)[0]
+        assert newest == list_checkpoints(run)[0]
         end(start('--resume', run, max_steps=last_step(run) + 50))
         assert not list((run / 'checkpoints').glob('.step*'))
         yield moved
@@ -782,7 +776,7 @@ def saving():
                 note('silence', last)
             note('writing', begun)
             begun = time.perf_counter()
-            assert not damage(saved_checkpoints(folder)[0])
+            assert not damage(list_checkpoints(folder)[0])
             note('checking', begun)
     ids, begun = torch.zeros(5, 512, dtype=torch.long), time.perf_counter()
     model(ids, ids).backward()

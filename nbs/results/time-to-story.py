@@ -79,13 +79,13 @@ def one_round():
     "The demo in this process; prints the seconds of each part as JSON."
     clock = Clock()
     with clock.part('import'):
-        import piny.dataset
+        import piny.preparation
         import piny.runs
         import piny.tokenizer
         import piny.tracking
         import piny.train_ddp
         import piny.training
-    clock.generator('text', piny.dataset, 'raw_stories')
+    clock.generator('text', piny.preparation, 'raw_stories')
     clock.function('tokenizer', piny.tokenizer.Tokenizer, 'train')
     clock.function('encoding', piny.runs, 'prepare')
     clock.function('validation', piny.training, 'validate')

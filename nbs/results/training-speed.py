@@ -180,6 +180,7 @@ def their_trainer(model, how, turns, folder):
 
 def this_trainer(preset, how, turns, folder):
     "The real `train`, on storybook text; a step is all between two calls of the log."
+    import piny.tracking
     import piny.training
     from piny.config import make_config
 
@@ -190,7 +191,7 @@ def this_trainer(preset, how, turns, folder):
             turns.end()
         turns.begin()
 
-    piny.training.Tracker.log = log
+    piny.tracking.Tracker.log = log
     # drawn once a minute: a process that waits for its turn would draw at each step
     piny.training.plot_runs = lambda *args: None
     fields = dict(
