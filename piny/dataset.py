@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['read_stories', 'PrepareOptions', 'data_key', 'training_text', 'begin_or_go_on', 'have_tokenizer', 'write_splits',
-           'write_card', 'make_data', 'make_or_find', 'prepare', 'PrepareCommand', 'CardCommand', 'run_prepare',
-           'run_card', 'make_command_parser', 'main']
+           'write_card', 'make_data', 'say_notes', 'make_or_find', 'prepare', 'PrepareCommand', 'CardCommand',
+           'run_prepare', 'run_card', 'make_command_parser', 'main']
 
-# %% ../nbs/05_dataset.ipynb #f7425382
+# %% ../nbs/05_dataset.ipynb #6f50b4d6
 import argparse
 import dataclasses
 import hashlib
@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from .cleaning import RULES, KeySet, clean, nothing_left, story_key
+from .cleaning import RULES, KeySet, clean, drop_notes, nothing_left, story_key
 from .cli import add_fields, checked, option, run_command, say
 from .encoding import BLOCK, ShardWriter, refuse_in_worker, story_blocks, write_shards
 from .files import write_file, write_json
+from .readers import ReadCounts
 from piny.shards import (
     CARD,
     SHARD_FORMAT,
@@ -44,12 +45,14 @@ from piny.sources import (
     first_bytes,
     raw_stories,
     source_identity,
+    source_notes,
     source_revision,
     text_bytes,
+    too_few_stories,
 )
 from .tokenizer import Tokenizer
 
-# %% ../nbs/05_dataset.ipynb #462d2c7d
+# %% ../nbs/05_dataset.ipynb #d7af8f77
 def read_stories(
     source: str | Path,  # as for `raw_stories`, or a folder that `prepare` has made
     split: str = 'train',  # `train` or `validation`
@@ -71,7 +74,7 @@ def read_stories(
             if new or 'duplicate' in without:
                 yield story
 
-# %% ../nbs/05_dataset.ipynb #51063244
+# %% ../nbs/05_dataset.ipynb #5b50e0df
 @dataclass(frozen=True)
 class PrepareOptions:
     "How data is prepared."
@@ -83,7 +86,7 @@ class PrepareOptions:
     workers: int = 0  # processes that help; the result does not depend on them
     shard_tokens: int = 1 << 24  # tokens in a shard file
 
-# %% ../nbs/05_dataset.ipynb #3cb9274c
+# %% ../nbs/05_dataset.ipynb #ee8d3d12
 def data_key(
     options: PrepareOptions,
 ) -> str:  # 16 hexadecimal digits
@@ -100,7 +103,7 @@ def data_key(
         digest.update(data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/05_dataset.ipynb #0d04941e
+# %% ../nbs/05_dataset.ipynb #4792e092
 def training_text(
     options: PrepareOptions,
     revision: str | None,  # of a data set on the hub
@@ -118,7 +121,7 @@ def training_text(
         touched.update(clean(story, without)[1])
     raise nothing_left(source, n_read, touched)
 
-# %% ../nbs/05_dataset.ipynb #9e1d773b
+# %% ../nbs/05_dataset.ipynb #106ccf29
 def begin_or_go_on(
     unfinished: Path,  # the folder where the work goes on
     options: PrepareOptions,
@@ -132,8 +135,7 @@ def begin_or_go_on(
     if not unfinished.exists():
         revision = source_revision(options.source)
         if revision is None and next(raw_stories(options.source), None) is None:
-            raise ValueError(f'{options.source} holds no story to train on; '
-                             'expected at least two stories')
+            raise too_few_stories(options.source)
         unfinished.mkdir()
         if revision is not None:
             write_file(revision_file, revision.encode())
@@ -145,7 +147,7 @@ def begin_or_go_on(
             path.unlink()
     return revision_file.read_text() if revision_file.is_file() else None
 
-# %% ../nbs/05_dataset.ipynb #c82150b3
+# %% ../nbs/05_dataset.ipynb #4271d134
 def have_tokenizer(
     unfinished: Path,
     options: PrepareOptions,
@@ -162,19 +164,20 @@ def have_tokenizer(
         (unfinished/'.tokenizer').rename(folder)
     return Tokenizer.from_pretrained(folder)
 
-# %% ../nbs/05_dataset.ipynb #f68d0579
+# %% ../nbs/05_dataset.ipynb #998c7a16
 def write_splits(
     unfinished: Path,
     options: PrepareOptions,
     tokenizer: Tokenizer,
     revision: str | None,  # of a data set on the hub
+    read_counts: ReadCounts,  # takes what may surprise
 ) -> dict[str, dict[str, Any]]:  # split to its counts
     "Write the shards of both splits; a ValueError where nothing is left to train on."
     splits: dict[str, dict[str, Any]] = {}
     held_out = None
     for split in 'validation', 'train':
         writer = ShardWriter(unfinished, split, tokenizer, options.shard_tokens)
-        stories = raw_stories(options.source, split, revision)
+        stories = raw_stories(options.source, split, revision, read_counts)
         n_bytes = text_bytes(options.source, split)
         write_shards(writer, stories, options.without, held_out, options.workers, n_bytes)
         counts = dataclasses.asdict(writer.counts)
@@ -186,7 +189,7 @@ def write_splits(
         raise nothing_left(options.source, train['read'], train['touched'])
     return dict(train=train, validation=splits['validation'])
 
-# %% ../nbs/05_dataset.ipynb #74f05b66
+# %% ../nbs/05_dataset.ipynb #245245bb
 def write_card(
     unfinished: Path,  # holds the shards
     options: PrepareOptions,
@@ -194,6 +197,7 @@ def write_card(
     tokenizer: Tokenizer,
     revision: str | None,  # of a data set on the hub
     splits: dict[str, dict[str, Any]],  # of `write_splits`
+    notes: list[str],  # sentences about what was read, or not
 ) -> None:
     "Write the data card."
     shards = sorted(unfinished.glob('*.bin'))
@@ -201,10 +205,11 @@ def write_card(
         format=SHARD_FORMAT, source=str(options.source), revision=revision, key=key,
         without=options.without, fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size, splits=splits,
-        crc32={path.name: read_header(path)['crc32'] for path in shards})
+        crc32={path.name: read_header(path)['crc32'] for path in shards},
+        **(dict(notes=notes) if notes else {}))
     write_json(unfinished/CARD, card, indent=1)
 
-# %% ../nbs/05_dataset.ipynb #f4042dcb
+# %% ../nbs/05_dataset.ipynb #44a3663c
 def make_data(
     unfinished: Path,  # the folder where the work goes on
     options: PrepareOptions,
@@ -214,13 +219,24 @@ def make_data(
     revision = begin_or_go_on(unfinished, options, key)
     tokenizer = have_tokenizer(unfinished, options, revision)
     if not (unfinished/CARD).is_file():
-        splits = write_splits(unfinished, options, tokenizer, revision)
-        write_card(unfinished, options, key, tokenizer, revision, splits)
+        read_counts = ReadCounts()
+        splits = write_splits(unfinished, options, tokenizer, revision, read_counts)
+        read_notes = [*source_notes(options.source), *read_counts.notes()]
+        write_card(unfinished, options, key, tokenizer, revision, splits, read_notes)
     notes = [*unfinished.glob('*.keys'), *unfinished.glob('*-*[0-9].json')]
     for path in [*notes, unfinished/'revision', unfinished/'key']:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/05_dataset.ipynb #ce32baff
+# %% ../nbs/05_dataset.ipynb #3f5fd709
+def say_notes(
+    folder: Path,  # of prepared data
+) -> None:
+    "Say what a user should know of prepared data: what was left out, and how to keep it."
+    card = data_card(folder)
+    for note in *card.get('notes', []), *drop_notes(card['source'], card['splits']):
+        say(note)
+
+# %% ../nbs/05_dataset.ipynb #6b9803e0
 def make_or_find(
     folder: Path,  # where the data shall lie
     options: PrepareOptions,
@@ -234,6 +250,7 @@ def make_or_find(
         if not folder.exists():
             make_data(unfinished, options, key)
             unfinished.rename(folder)
+            say_notes(folder)
             return
         has_card = (folder/CARD).is_file()
         if must_match and not (has_card and data_card(folder)['key'] == key):
@@ -241,7 +258,7 @@ def make_or_find(
                              'choose another --out, or remove it')
         check_prepared(folder)
 
-# %% ../nbs/05_dataset.ipynb #50bd8052
+# %% ../nbs/05_dataset.ipynb #9bba7b22
 def prepare(
     source: str | Path,  # as for `raw_stories`; or a folder that `prepare` has made
     vocab_size: int | None = None,  # of the tokenizer to train; None: 16,384
@@ -271,7 +288,7 @@ def prepare(
     make_or_find(folder, options, must_match=out is not None)
     return folder
 
-# %% ../nbs/05_dataset.ipynb #07042bcb
+# %% ../nbs/05_dataset.ipynb #187c717a
 @checked
 class PrepareCommand:
     "Options of `prepare`."
@@ -295,7 +312,7 @@ class CardCommand:
     "Options of `card`."
     folder: str | None = option(None, 'a prepared folder', positional=True)
 
-# %% ../nbs/05_dataset.ipynb #f20f05c0
+# %% ../nbs/05_dataset.ipynb #ee2f46f0
 def run_prepare(
     options: PrepareCommand,
 ) -> None:
@@ -309,8 +326,11 @@ def run_prepare(
     tokenizer = Tokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
     workers = (os.cpu_count() or 1) if options.workers is None else options.workers
     rules = [rule for rule in (options.without or '').split(',') if rule]
+    was_there = Path(options.out).exists()
     prepare(options.source, options.vocab_size, tokenizer, out=options.out, without=rules,
             workers=workers, shard_tokens=options.shard_tokens)
+    if was_there:
+        say_notes(Path(options.out))
     print(f'Prepared: {options.out}. '
           f'Train with: python -m piny.train_ddp --data {options.out}')
 
@@ -322,9 +342,11 @@ def run_card(
     if options.folder is None:
         raise ValueError('card was not given a folder; expected: '
                          'python -m piny.dataset card FOLDER')
-    print(card_text(data_card(check_prepared(Path(options.folder)))))
+    folder = check_prepared(Path(options.folder))
+    print(card_text(data_card(folder)))
+    say_notes(folder)
 
-# %% ../nbs/05_dataset.ipynb #e8928182
+# %% ../nbs/05_dataset.ipynb #5898e374
 def make_command_parser() -> argparse.ArgumentParser:
     "The command line with its two commands; options not given are left out."
     parser = argparse.ArgumentParser(
@@ -352,7 +374,7 @@ def main(
         lambda: run_prepare(PrepareCommand(**given)),
         stopped='Stopped; the same command goes on from the last whole shard.')
 
-# %% ../nbs/05_dataset.ipynb #88732f3e
+# %% ../nbs/05_dataset.ipynb #4286f929
 #| eval: false
 if __name__ == '__main__':
     sys.exit(main())
