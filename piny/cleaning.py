@@ -8,7 +8,7 @@ __all__ = ['HIDDEN', 'LINE_END', 'WITHIN_SENTENCES', 'TYPED_STOPS', 'SCRIPTS_WIT
            'ends_like_sentence', 'is_without_stops', 'is_empty', 'is_truncated', 'clean', 'dropped_counts',
            'list_counts', 'how_to_keep', 'nothing_left', 'drop_notes', 'story_key', 'KeySet']
 
-# %% ../nbs/04_cleaning.ipynb #01ebd643
+# %% ../nbs/04_cleaning.ipynb #65c036c4
 import hashlib
 import re
 import shlex
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-# %% ../nbs/04_cleaning.ipynb #34198333
+# %% ../nbs/04_cleaning.ipynb #c0cf06a8
 def mend_mojibake(text: str) -> str:
     "Decode text again that was decoded with the wrong encoding (by the library ftfy)."
     if text.isascii():
@@ -27,7 +27,7 @@ def mend_mojibake(text: str) -> str:
     import ftfy
     return ftfy.fix_encoding(text)
 
-# %% ../nbs/04_cleaning.ipynb #6de67250
+# %% ../nbs/04_cleaning.ipynb #4651a692
 HIDDEN = re.compile(
     '['
     '\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f'  # control characters, but for white space
@@ -41,12 +41,12 @@ def remove_hidden(text: str) -> str:
     "Remove control characters and characters without width, but not those that join emoji."
     return HIDDEN.sub('', text)
 
-# %% ../nbs/04_cleaning.ipynb #cbe2064a
+# %% ../nbs/04_cleaning.ipynb #7dcfacea
 def replace_marker(text: str) -> str:
     "Write U+2581, with which the tokenizer marks a space, as an underscore."
     return text if text.isascii() else text.replace('\u2581', '_')
 
-# %% ../nbs/04_cleaning.ipynb #6acb518b
+# %% ../nbs/04_cleaning.ipynb #c29ff8f0
 LINE_END = re.compile('\r\n|[\r\x0b\x0c\x85\u2028\u2029]')
 
 
@@ -54,7 +54,7 @@ def mend_line_ends(text: str) -> str:
     "Make all kinds of line ends newlines, and remove space around the story."
     return LINE_END.sub('\n', text).strip()
 
-# %% ../nbs/04_cleaning.ipynb #bd79a9cd
+# %% ../nbs/04_cleaning.ipynb #4b6b824a
 WITHIN_SENTENCES = re.compile(
     'COMMA|COLON|WORD SEPARATOR|DIVIDER|WORDSPACE|INVERTED|ANO TELEIA|CAMNUC PII KUUH')
 
@@ -70,7 +70,7 @@ def is_stop(
     is_sign = unicodedata.category(mark) in ('Po', 'So', 'Sk', 'Cn')
     return is_sign and not WITHIN_SENTENCES.search(unicodedata.name(mark, ''))
 
-# %% ../nbs/04_cleaning.ipynb #07f16628
+# %% ../nbs/04_cleaning.ipynb #c88bca83
 TYPED_STOPS = re.compile(
     '('
     '[\u0370-\u03ff\u1f00-\u1fff];|'  # Greek asks with it
@@ -103,7 +103,7 @@ def ends_like_sentence(
         is_stop(sentence[-1]) or sentence[-7:].lower() == 'the end'
         or TYPED_STOPS.search(sentence) is not None)
 
-# %% ../nbs/04_cleaning.ipynb #c108edc3
+# %% ../nbs/04_cleaning.ipynb #819e5fca
 SCRIPTS_WITHOUT_STOPS = (  # as the names of their letters begin
     'THAI', 'LAO', 'TIBETAN', 'TAI ', 'NEW TAI', 'BATAK', 'BUGINESE', 'REJANG', 'RUNIC',
     'OGHAM', 'CUNEIFORM', 'EGYPTIAN')
@@ -129,7 +129,7 @@ def is_truncated(text: str) -> bool:
     tail = text[-80:]
     return not (ends_like_sentence(tail) or is_without_stops(tail))
 
-# %% ../nbs/04_cleaning.ipynb #6b1f206d
+# %% ../nbs/04_cleaning.ipynb #c5fa306b
 MENDING: dict[str, Callable[[str], str]] = dict(
     mojibake=mend_mojibake,
     hidden=remove_hidden,
@@ -142,7 +142,7 @@ DROPPING: dict[str, Callable[[str], bool]] = dict(
 )
 RULES = (*MENDING, *DROPPING, 'duplicate', 'leak')
 
-# %% ../nbs/04_cleaning.ipynb #384a36b8
+# %% ../nbs/04_cleaning.ipynb #4a9ce60d
 def clean(
     text: str,  # a story as its source gives it
     without: Collection[str] = (),  # rules that are turned off
@@ -161,7 +161,7 @@ def clean(
             return None, [*touched, name]
     return text, touched
 
-# %% ../nbs/04_cleaning.ipynb #54342cdf
+# %% ../nbs/04_cleaning.ipynb #b4e75c8b
 def dropped_counts(
     touched: dict[str, int],  # how many stories each rule touched
 ) -> dict[str, int]:  # for the rules that dropped any
@@ -185,7 +185,7 @@ def how_to_keep(
     return (f'python -m piny.dataset prepare {shlex.quote(str(source))} --out FOLDER '
             f'--without {",".join(rules)}')
 
-# %% ../nbs/04_cleaning.ipynb #f1490e50
+# %% ../nbs/04_cleaning.ipynb #80d6554f
 def nothing_left(
     source: object,  # as the user named it
     n_read: int,  # stories before cleaning
@@ -198,7 +198,7 @@ def nothing_left(
         f'({list_counts(dropped)}); if a rule is wrong for this text, turn it off: '
         f'{how_to_keep(source, dropped)}')
 
-# %% ../nbs/04_cleaning.ipynb #4907673e
+# %% ../nbs/04_cleaning.ipynb #a350e75b
 LARGE_SHARE = 0.2  # of stories, dropped by one rule: the rule may not fit the text
 
 
@@ -223,7 +223,7 @@ def drop_notes(
                f'of its {n_read:,} stories end without one and were dropped as truncated; '
                'if they are whole, keep them with --without truncated')
 
-# %% ../nbs/04_cleaning.ipynb #55cb7ee9
+# %% ../nbs/04_cleaning.ipynb #6c9d9881
 def story_key(
     text: str,  # a story
 ) -> int:  # 64 bits
@@ -233,7 +233,7 @@ def story_key(
     digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little')
 
-# %% ../nbs/04_cleaning.ipynb #c048af9d
+# %% ../nbs/04_cleaning.ipynb #28f25855
 class KeySet:
     "A set of 64-bit keys in sorted arrays: 8 bytes a key, 16 while two are merged."
 

@@ -7,7 +7,7 @@ __all__ = ['read_stories', 'PrepareOptions', 'data_key', 'training_text', 'begin
            'write_card', 'make_data', 'say_notes', 'make_or_find', 'prepare', 'PrepareCommand', 'CardCommand',
            'run_prepare', 'run_card', 'make_command_parser', 'main']
 
-# %% ../nbs/05_dataset.ipynb #6f50b4d6
+# %% ../nbs/05_dataset.ipynb #f7425382
 import argparse
 import dataclasses
 import hashlib
@@ -52,7 +52,7 @@ from piny.sources import (
 )
 from .tokenizer import Tokenizer
 
-# %% ../nbs/05_dataset.ipynb #d7af8f77
+# %% ../nbs/05_dataset.ipynb #462d2c7d
 def read_stories(
     source: str | Path,  # as for `raw_stories`, or a folder that `prepare` has made
     split: str = 'train',  # `train` or `validation`
@@ -74,7 +74,7 @@ def read_stories(
             if new or 'duplicate' in without:
                 yield story
 
-# %% ../nbs/05_dataset.ipynb #5b50e0df
+# %% ../nbs/05_dataset.ipynb #51063244
 @dataclass(frozen=True)
 class PrepareOptions:
     "How data is prepared."
@@ -86,7 +86,7 @@ class PrepareOptions:
     workers: int = 0  # processes that help; the result does not depend on them
     shard_tokens: int = 1 << 24  # tokens in a shard file
 
-# %% ../nbs/05_dataset.ipynb #ee8d3d12
+# %% ../nbs/05_dataset.ipynb #3cb9274c
 def data_key(
     options: PrepareOptions,
 ) -> str:  # 16 hexadecimal digits
@@ -103,7 +103,7 @@ def data_key(
         digest.update(data)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/05_dataset.ipynb #4792e092
+# %% ../nbs/05_dataset.ipynb #0d04941e
 def training_text(
     options: PrepareOptions,
     revision: str | None,  # of a data set on the hub
@@ -121,7 +121,7 @@ def training_text(
         touched.update(clean(story, without)[1])
     raise nothing_left(source, n_read, touched)
 
-# %% ../nbs/05_dataset.ipynb #106ccf29
+# %% ../nbs/05_dataset.ipynb #9e1d773b
 def begin_or_go_on(
     unfinished: Path,  # the folder where the work goes on
     options: PrepareOptions,
@@ -147,7 +147,7 @@ def begin_or_go_on(
             path.unlink()
     return revision_file.read_text() if revision_file.is_file() else None
 
-# %% ../nbs/05_dataset.ipynb #4271d134
+# %% ../nbs/05_dataset.ipynb #c82150b3
 def have_tokenizer(
     unfinished: Path,
     options: PrepareOptions,
@@ -164,7 +164,7 @@ def have_tokenizer(
         (unfinished/'.tokenizer').rename(folder)
     return Tokenizer.from_pretrained(folder)
 
-# %% ../nbs/05_dataset.ipynb #998c7a16
+# %% ../nbs/05_dataset.ipynb #f68d0579
 def write_splits(
     unfinished: Path,
     options: PrepareOptions,
@@ -189,7 +189,7 @@ def write_splits(
         raise nothing_left(options.source, train['read'], train['touched'])
     return dict(train=train, validation=splits['validation'])
 
-# %% ../nbs/05_dataset.ipynb #245245bb
+# %% ../nbs/05_dataset.ipynb #74f05b66
 def write_card(
     unfinished: Path,  # holds the shards
     options: PrepareOptions,
@@ -209,7 +209,7 @@ def write_card(
         **(dict(notes=notes) if notes else {}))
     write_json(unfinished/CARD, card, indent=1)
 
-# %% ../nbs/05_dataset.ipynb #44a3663c
+# %% ../nbs/05_dataset.ipynb #f4042dcb
 def make_data(
     unfinished: Path,  # the folder where the work goes on
     options: PrepareOptions,
@@ -227,7 +227,7 @@ def make_data(
     for path in [*notes, unfinished/'revision', unfinished/'key']:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/05_dataset.ipynb #3f5fd709
+# %% ../nbs/05_dataset.ipynb #948b397b
 def say_notes(
     folder: Path,  # of prepared data
 ) -> None:
@@ -236,7 +236,7 @@ def say_notes(
     for note in *card.get('notes', []), *drop_notes(card['source'], card['splits']):
         say(note)
 
-# %% ../nbs/05_dataset.ipynb #6b9803e0
+# %% ../nbs/05_dataset.ipynb #ce32baff
 def make_or_find(
     folder: Path,  # where the data shall lie
     options: PrepareOptions,
@@ -258,7 +258,7 @@ def make_or_find(
                              'choose another --out, or remove it')
         check_prepared(folder)
 
-# %% ../nbs/05_dataset.ipynb #9bba7b22
+# %% ../nbs/05_dataset.ipynb #50bd8052
 def prepare(
     source: str | Path,  # as for `raw_stories`; or a folder that `prepare` has made
     vocab_size: int | None = None,  # of the tokenizer to train; None: 16,384
@@ -288,7 +288,7 @@ def prepare(
     make_or_find(folder, options, must_match=out is not None)
     return folder
 
-# %% ../nbs/05_dataset.ipynb #187c717a
+# %% ../nbs/05_dataset.ipynb #07042bcb
 @checked
 class PrepareCommand:
     "Options of `prepare`."
@@ -312,7 +312,7 @@ class CardCommand:
     "Options of `card`."
     folder: str | None = option(None, 'a prepared folder', positional=True)
 
-# %% ../nbs/05_dataset.ipynb #ee2f46f0
+# %% ../nbs/05_dataset.ipynb #f20f05c0
 def run_prepare(
     options: PrepareCommand,
 ) -> None:
@@ -346,7 +346,7 @@ def run_card(
     print(card_text(data_card(folder)))
     say_notes(folder)
 
-# %% ../nbs/05_dataset.ipynb #5898e374
+# %% ../nbs/05_dataset.ipynb #e8928182
 def make_command_parser() -> argparse.ArgumentParser:
     "The command line with its two commands; options not given are left out."
     parser = argparse.ArgumentParser(
@@ -374,7 +374,7 @@ def main(
         lambda: run_prepare(PrepareCommand(**given)),
         stopped='Stopped; the same command goes on from the last whole shard.')
 
-# %% ../nbs/05_dataset.ipynb #4286f929
+# %% ../nbs/05_dataset.ipynb #88732f3e
 #| eval: false
 if __name__ == '__main__':
     sys.exit(main())

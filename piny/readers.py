@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SEPARATOR', 'STORY_KEYS', 'DECODER', 'SPACE', 'LIST_END', 'EMPTY_LIST', 'UNDECODED', 'PACKINGS', 'READERS', 'ENDINGS',
-           'LFS_POINTER', 'LONG_TEXT', 'decode_utf8', 'text_stories', 'story_text', 'json_lines_stories', 'JsonItem',
-           'JsonListReader', 'json_stories', 'story_columns', 'table_cells', 'parquet_stories', 'open_zstd', 'Packing',
-           'file_packing', 'open_unpacked', 'file_format', 'choose_reader', 'ReadCounts', 'first_items', 'cut_rows',
-           'note_long_text', 'file_stories']
+           'LFS_POINTER', 'TABLE', 'LONG_TEXT', 'decode_utf8', 'text_stories', 'story_text', 'json_lines_stories',
+           'JsonItem', 'JsonListReader', 'json_stories', 'story_columns', 'table_cells', 'parquet_stories', 'open_zstd',
+           'Packing', 'file_packing', 'open_unpacked', 'file_format', 'choose_reader', 'ReadCounts', 'first_items',
+           'cut_rows', 'note_long_text', 'file_stories']
 
-# %% ../nbs/02b_readers.ipynb #18b76450
+# %% ../nbs/02b_readers.ipynb #12a93f2e
 import bz2
 import codecs
 import gzip
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-# %% ../nbs/02b_readers.ipynb #1eb28dc9
+# %% ../nbs/02b_readers.ipynb #a1929f6c
 def decode_utf8(
     data: bytes,  # a stretch of a file
     path: Path,  # the file, for the message
@@ -40,7 +40,7 @@ def decode_utf8(
             f'{path} is not UTF-8: byte {place} is {error.object[error.start]:#04x}; '
             'save the file as UTF-8 and try again') from None
 
-# %% ../nbs/02b_readers.ipynb #dcdb3d39
+# %% ../nbs/02b_readers.ipynb #1aedfd90
 SEPARATOR = '<|endoftext|>'
 
 
@@ -61,7 +61,7 @@ def text_stories(
         block = max(block, len(unfinished))  # a very long story is not searched many times
     yield decode_utf8(unfinished, path, offset)
 
-# %% ../nbs/02b_readers.ipynb #c016509b
+# %% ../nbs/02b_readers.ipynb #69815017
 STORY_KEYS = 'text', 'story'
 
 
@@ -76,7 +76,7 @@ def story_text(
     story = next(filter(str.strip, texts), texts[0])
     return re.sub('[\ud800-\udfff]', '\ufffd', story)
 
-# %% ../nbs/02b_readers.ipynb #93adb6e9
+# %% ../nbs/02b_readers.ipynb #1a71d9f9
 def json_lines_stories(
     file: BinaryIO,  # one JSON object a line, open
     path: Path,  # its name, for messages
@@ -99,7 +99,7 @@ def json_lines_stories(
                 f'got {text.strip()[:60]!r}; mend or remove the line')
         yield story
 
-# %% ../nbs/02b_readers.ipynb #54c0cc5d
+# %% ../nbs/02b_readers.ipynb #9fcebc3c
 DECODER = json.JSONDecoder()
 SPACE = re.compile(r'\s*')
 LIST_END = re.compile(r'\s*\]')
@@ -197,7 +197,7 @@ class JsonListReader:
             f'{self.path}, after item {self.n_items}: expected a JSON list of objects with '
             f'the story under "text", got {text[:60]!r}; mend the file')
 
-# %% ../nbs/02b_readers.ipynb #63035e69
+# %% ../nbs/02b_readers.ipynb #0c1bdfd9
 def json_stories(
     file: BinaryIO,  # a JSON list, open
     path: Path,  # its name, for messages
@@ -206,7 +206,7 @@ def json_stories(
     "Read the stories of a JSON list."
     return JsonListReader(file, path, block).stories()
 
-# %% ../nbs/02b_readers.ipynb #86457828
+# %% ../nbs/02b_readers.ipynb #7e0e3676
 def story_columns(
     names: list[str],  # of the columns of a table
     path: Path,  # the table, for the message
@@ -228,7 +228,7 @@ def table_cells(
         return rows.column(0).to_pylist()
     return rows.to_pylist()
 
-# %% ../nbs/02b_readers.ipynb #334f2d1f
+# %% ../nbs/02b_readers.ipynb #df3ebc71
 def parquet_stories(
     file: BinaryIO,  # a Parquet file, open
     path: Path,  # its name, for messages
@@ -255,7 +255,7 @@ def parquet_stories(
         raise ValueError(f'{path} is damaged or no Parquet file ({reason}); '
                          'fetch or write it again') from None
 
-# %% ../nbs/02b_readers.ipynb #305705c6
+# %% ../nbs/02b_readers.ipynb #0a3118db
 def open_zstd(
     path: Path,  # packed by zstd
     mode: str = 'rb',  # the only one
@@ -279,7 +279,7 @@ PACKINGS = {
     '.zst': Packing(b'\x28\xb5\x2f\xfd', open_zstd),
 }
 
-# %% ../nbs/02b_readers.ipynb #39d3eb46
+# %% ../nbs/02b_readers.ipynb #0ad4c7fc
 def file_packing(
     path: Path,  # a file
 ) -> str | None:  # a key of `PACKINGS`; None: it is not packed
@@ -302,7 +302,7 @@ def open_unpacked(
     open_file = PACKINGS[packing].open if packing else open
     return cast(BinaryIO, open_file(path, 'rb'))
 
-# %% ../nbs/02b_readers.ipynb #d00644a2
+# %% ../nbs/02b_readers.ipynb #54a1e2b0
 READERS: dict[str, Callable[[BinaryIO, Path], Iterator[str]]] = {
     '.txt': text_stories,
     '.jsonl': json_lines_stories,
@@ -320,8 +320,9 @@ def file_format(
     name = path.stem if path.suffix.lower() in PACKINGS else path.name
     return Path(name).suffix.lower()
 
-# %% ../nbs/02b_readers.ipynb #451e1f67
+# %% ../nbs/02b_readers.ipynb #d6d14dfb
 LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+TABLE = b'PAR1\x15'  # how a Parquet file begins
 
 
 def choose_reader(
@@ -333,12 +334,14 @@ def choose_reader(
     if head.startswith(LFS_POINTER):
         raise ValueError(f'{path} is a pointer of Git LFS in the place of the file; '
                          'fetch the file itself with: git lfs pull')
+    if head.startswith(TABLE):
+        return parquet_stories
     reader = READERS[file_format(path)]
     if head and reader in (json_lines_stories, json_stories):
         return json_stories if head.startswith(b'[') else json_lines_stories
     return reader
 
-# %% ../nbs/02b_readers.ipynb #e831a2be
+# %% ../nbs/02b_readers.ipynb #2aeacdf7
 LONG_TEXT = 100_000  # characters: more than a story has
 
 
@@ -368,7 +371,7 @@ def first_items(
     if others := items[limit:]:
         yield f'{len(others):,} more files', sum(count for _, count in others)
 
-# %% ../nbs/02b_readers.ipynb #9f095037
+# %% ../nbs/02b_readers.ipynb #848e3cb2
 def cut_rows(
     rows: Iterable[str],
     name: str,  # of the file, under which rows are counted
@@ -391,14 +394,15 @@ def note_long_text(
     counts: ReadCounts,
 ) -> Iterator[str]:  # the same stories
     "Note a text that is one long story."
-    number, size = 0, 0
-    for number, story in enumerate(stories, 1):
-        size = len(story)
+    sizes: list[int] = []  # of the first two stories
+    for story in stories:
+        if len(sizes) < 2:
+            sizes.append(len(story))
         yield story
-    if number == 1 and size > LONG_TEXT:
-        counts.long_texts[name] = size
+    if len(sizes) == 1 and sizes[0] > LONG_TEXT:
+        counts.long_texts[name] = sizes[0]
 
-# %% ../nbs/02b_readers.ipynb #8944dabc
+# %% ../nbs/02b_readers.ipynb #caed0e07
 def file_stories(
     path: Path,  # a story file, packed or not
     counts: ReadCounts | None = None,  # takes what may surprise

@@ -9,7 +9,7 @@ __all__ = ['HUB', 'ABOUT', 'SPLIT_WORDS', 'HELD_OUT_EVERY', 'storybook_options',
            'source_files', 'source_notes', 'path_stories', 'raw_stories', 'too_few_stories', 'unpacked_bytes',
            'text_bytes', 'first_bytes', 'source_revision', 'source_identity']
 
-# %% ../nbs/03_sources.ipynb #89cffedc
+# %% ../nbs/03_sources.ipynb #373eb30f
 import hashlib
 import itertools
 import os
@@ -32,7 +32,7 @@ from piny.readers import (
     file_stories,
 )
 
-# %% ../nbs/03_sources.ipynb #82a295a7
+# %% ../nbs/03_sources.ipynb #4ad2dd42
 def storybook_options(
     source: str,  # `storybook` or `storybook:stories=…,plots=…,names=…`
 ) -> dict[str, Any]:  # how many stories, plots and names; None stands for all
@@ -49,7 +49,7 @@ def storybook_options(
         options[key] = int(value)
     return options
 
-# %% ../nbs/03_sources.ipynb #ed9f47bf
+# %% ../nbs/03_sources.ipynb #cce789a3
 def storybook_stories(
     source: str,  # as for `storybook_options`
     split: str,  # `train` or `validation`
@@ -62,7 +62,7 @@ def storybook_stories(
     return storybook.stories(count, split=split, n_plots=options['plots'],
                              n_names=options['names'])
 
-# %% ../nbs/03_sources.ipynb #d858d8d9
+# %% ../nbs/03_sources.ipynb #6ee32106
 HUB: dict[str, dict[str, Any]] = {
     'tinystories': dict(
         path='roneneldan/TinyStories',
@@ -83,12 +83,12 @@ HUB: dict[str, dict[str, Any]] = {
         rows=dict(train=(20_000, None), validation=(10_000, 20_000))),
 }
 
-# %% ../nbs/03_sources.ipynb #ceff1c1e
+# %% ../nbs/03_sources.ipynb #bc74e94b
 def cache_folder() -> Path:
     "Where prepared data lies: `$PINY_CACHE`, or `piny` in the user's cache folder."
     return Path(os.environ.get('PINY_CACHE') or platformdirs.user_cache_path('piny'))
 
-# %% ../nbs/03_sources.ipynb #24744292
+# %% ../nbs/03_sources.ipynb #3be0c318
 def hub_revision(
     name: str,  # a key of `HUB`
     timeout: float = 8,  # how long to wait for the hub's answer, seconds
@@ -107,7 +107,7 @@ def hub_revision(
             f'Hugging Face hub could not be reached ({type(error).__name__}); without a '
             'network, give --data a folder of stories or use --data storybook') from None
 
-# %% ../nbs/03_sources.ipynb #e4eecedb
+# %% ../nbs/03_sources.ipynb #5afd2de2
 def hub_texts(
     name: str,  # a key of `HUB`
     split: str,  # `train` or `validation`
@@ -128,7 +128,7 @@ def hub_texts(
     for row in rows:
         yield row['text']
 
-# %% ../nbs/03_sources.ipynb #0fb489dc
+# %% ../nbs/03_sources.ipynb #cbccb7a4
 def is_separator(
     line: str,
 ) -> bool:
@@ -144,7 +144,7 @@ def join_lines(
         if not between:
             yield '\n'.join(story_lines)
 
-# %% ../nbs/03_sources.ipynb #123d472d
+# %% ../nbs/03_sources.ipynb #87793f44
 def hub_stories(
     name: str,  # a key of `HUB`
     split: str,  # `train` or `validation`
@@ -162,7 +162,7 @@ def hub_stories(
             f'Reading {name} from the Hugging Face hub failed ({type(error).__name__}); '
             'the same command goes on from the last whole shard') from None
 
-# %% ../nbs/03_sources.ipynb #f858fce8
+# %% ../nbs/03_sources.ipynb #2d4d8ef4
 class FolderFiles(NamedTuple):
     "What lies in a folder."
     stories: list[Path]  # files, in the order of their names
@@ -198,7 +198,7 @@ def is_plain_about(
     "Is it a README or the like, which nobody would take for a story file?"
     return bool(ABOUT.fullmatch(path.name.lower())) and file_format(path) not in READERS
 
-# %% ../nbs/03_sources.ipynb #76a81edb
+# %% ../nbs/03_sources.ipynb #2563a682
 def folder_files(
     folder: Path,
 ) -> FolderFiles:
@@ -218,7 +218,7 @@ def folder_files(
             break
     return FolderFiles(stories, skipped)
 
-# %% ../nbs/03_sources.ipynb #184b8c4f
+# %% ../nbs/03_sources.ipynb #37fd27ea
 def some_names(
     names: list[str],
     limit: int = 5,
@@ -250,7 +250,7 @@ def story_files(
                          'convert them, or name another folder')
     return stories
 
-# %% ../nbs/03_sources.ipynb #32f7ebea
+# %% ../nbs/03_sources.ipynb #6d096e34
 SPLIT_WORDS = dict(
     train='train|training', validation='val|valid|validation|dev', test='test|testing')
 
@@ -266,7 +266,7 @@ def named_splits(
             return splits
     return []
 
-# %% ../nbs/03_sources.ipynb #a69573a7
+# %% ../nbs/03_sources.ipynb #7f111161
 class SplitFiles(NamedTuple):
     "The story files of each split; the same twice where names don't tell the split."
     train: list[Path]
@@ -276,7 +276,7 @@ class SplitFiles(NamedTuple):
         "Is every hundredth story held out, since no file is?"
         return self.train == self.validation
 
-# %% ../nbs/03_sources.ipynb #40445f89
+# %% ../nbs/03_sources.ipynb #9f4ea29b
 def source_files(
     source: str | Path,  # a story file, or a folder of them
 ) -> SplitFiles:
@@ -298,7 +298,7 @@ def source_files(
             'put train or valid into its name, or remove it')
     return SplitFiles(train, validation)
 
-# %% ../nbs/03_sources.ipynb #928e5a69
+# %% ../nbs/03_sources.ipynb #d9ce9e5a
 def source_notes(
     source: str | Path,  # as for `raw_stories`
 ) -> Iterator[str]:
@@ -313,7 +313,7 @@ def source_notes(
     if names := some_names([*unread, *skipped]):
         yield f'{source}: not read: {names}; story files are {ENDINGS}'
 
-# %% ../nbs/03_sources.ipynb #4cd6b93b
+# %% ../nbs/03_sources.ipynb #3ecec193
 HELD_OUT_EVERY = 100  # where no file is held out: stories 0, 100, 200 … are
 
 
@@ -332,7 +332,7 @@ def path_stories(
     return (story for number, story in enumerate(stories)
             if (number % HELD_OUT_EVERY == 0) == wanted)
 
-# %% ../nbs/03_sources.ipynb #8f79cdb2
+# %% ../nbs/03_sources.ipynb #5999328f
 def raw_stories(
     source: str | Path,  # `storybook`, a key of `HUB`, or a path
     split: str = 'train',  # `train` or `validation`
@@ -347,7 +347,7 @@ def raw_stories(
         return hub_stories(name, split, revision, counts)
     return path_stories(source, split, counts)
 
-# %% ../nbs/03_sources.ipynb #6b38034d
+# %% ../nbs/03_sources.ipynb #5c6cd906
 def too_few_stories(
     source: str | Path,  # as for `raw_stories`, without a story to train on
 ) -> ValueError:
@@ -365,7 +365,7 @@ def too_few_stories(
     return ValueError(f'{source} is one story of {len(story):,} characters; expected at '
                       f'least two; {advice}')
 
-# %% ../nbs/03_sources.ipynb #334bc9c2
+# %% ../nbs/03_sources.ipynb #593bede1
 def unpacked_bytes(
     path: Path,  # a file, packed or not
 ) -> int | None:  # None: only unpacking would tell
@@ -380,7 +380,7 @@ def unpacked_bytes(
         file.seek(max(0, size - 4))
         return int.from_bytes(file.read(4), 'little')  # how a gzip file ends
 
-# %% ../nbs/03_sources.ipynb #d0b6f35e
+# %% ../nbs/03_sources.ipynb #3bcae212
 def text_bytes(
     source: str | Path,  # as for `raw_stories`
     split: str,  # `train` or `validation`
@@ -400,7 +400,7 @@ def text_bytes(
     sizes = [unpacked_bytes(path) for path in paths]
     return None if None in sizes else sum(filter(None, sizes))
 
-# %% ../nbs/03_sources.ipynb #1c89ec2f
+# %% ../nbs/03_sources.ipynb #8e59a8b8
 def first_bytes(
     stories: Iterable[str],
     limit: int,  # bytes of UTF-8
@@ -412,14 +412,14 @@ def first_bytes(
         limit -= len(story.encode())
         yield story
 
-# %% ../nbs/03_sources.ipynb #7597d4a3
+# %% ../nbs/03_sources.ipynb #c4253c5c
 def source_revision(
     source: str | Path,  # as for `raw_stories`
 ) -> str | None:  # None: it is not on the hub
     "Ask which commit a source on the hub stands at."
     return hub_revision(str(source)) if str(source) in HUB else None
 
-# %% ../nbs/03_sources.ipynb #9f06d034
+# %% ../nbs/03_sources.ipynb #59754c72
 def source_identity(
     source: str | Path,  # as for `raw_stories`
 ) -> Iterator[bytes]:  # to be hashed
