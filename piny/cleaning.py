@@ -105,8 +105,8 @@ def ends_like_sentence(
 
 # %% ../nbs/04_cleaning.ipynb #819e5fca
 SCRIPTS_WITHOUT_STOPS = (  # as the names of their letters begin
-    'THAI', 'LAO', 'TIBETAN', 'TAI ', 'NEW TAI', 'BATAK', 'BUGINESE', 'REJANG', 'RUNIC',
-    'OGHAM', 'CUNEIFORM', 'EGYPTIAN')
+    'THAI', 'LAO', 'TIBETAN', 'KHMER', 'TAI ', 'NEW TAI', 'BATAK', 'BUGINESE', 'REJANG',
+    'RUNIC', 'OGHAM', 'CUNEIFORM', 'EGYPTIAN')
 
 
 def is_without_stops(
@@ -186,6 +186,9 @@ def how_to_keep(
             f'--without {",".join(rules)}')
 
 # %% ../nbs/04_cleaning.ipynb #80d6554f
+LARGE_SHARE = 0.2  # of stories, dropped by one rule: the rule may not fit the text
+
+
 def nothing_left(
     source: object,  # as the user named it
     n_read: int,  # stories before cleaning
@@ -193,15 +196,14 @@ def nothing_left(
 ) -> ValueError:
     "The error that says why nothing is left to train on."
     dropped = dropped_counts(touched)
+    mostly_truncated = dropped.get('truncated', 0) >= LARGE_SHARE * n_read
+    reason = ' (the text seems not to use full stops)' if mostly_truncated else ''
     return ValueError(
-        f'{source} holds no story to train on: of {n_read:,} none is left '
-        f'({list_counts(dropped)}); if a rule is wrong for this text, turn it off: '
+        f'{source} holds no story to train on: of {n_read:,} none is left: '
+        f'{list_counts(dropped)}{reason}; if a rule is wrong for this text, turn it off: '
         f'{how_to_keep(source, dropped)}')
 
 # %% ../nbs/04_cleaning.ipynb #a350e75b
-LARGE_SHARE = 0.2  # of stories, dropped by one rule: the rule may not fit the text
-
-
 def drop_notes(
     source: object,  # as the user named it
     splits: dict[str, dict[str, Any]],  # of a data card

@@ -369,7 +369,7 @@ def first_items(
     items = list(counts.items())
     yield from items[:limit]
     if others := items[limit:]:
-        yield f'{len(others):,} more files', sum(count for _, count in others)
+        yield f'other files ({len(others):,})', sum(count for _, count in others)
 
 # %% ../nbs/02b_readers.ipynb #848e3cb2
 def cut_rows(
