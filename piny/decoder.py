@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from piny.fused import (
     PackedLinear,
-    Product,
     QuantizedLinear,
     arrange_weights,
     complex_rope,

@@ -23,13 +23,16 @@ from .cleaning import KeySet, clean, nothing_left, story_key
 from .cli import say
 from .encoding import BLOCK, ShardWriter, story_blocks, write_shards
 from .files import write_file, write_json
+from .readers import ReadCounts
 from .shards import CARD, SHARD_FORMAT, read_header
 from piny.sources import (
     first_bytes,
     raw_stories,
     source_identity,
+    source_notes,
     source_revision,
     text_bytes,
+    too_few_stories,
 )
 from .tokenizer import Tokenizer
 
@@ -111,8 +114,7 @@ def begin_or_go_on(
     if not unfinished.exists():
         revision = source_revision(options.source)
         if revision is None and next(raw_stories(options.source), None) is None:
-            raise ValueError(f'{options.source} holds no story to train on; '
-                             'expected at least two stories')
+            raise too_few_stories(options.source)
         unfinished.mkdir()
         if revision is not None:
             write_file(revision_file, revision.encode())
@@ -147,13 +149,14 @@ def write_splits(
     options: PrepareOptions,
     tokenizer: Tokenizer,
     revision: str | None,  # of a data set on the hub
+    read_counts: ReadCounts,  # takes what may surprise
 ) -> dict[str, dict[str, Any]]:  # split to its counts
     "Write the shards of both splits; a ValueError where nothing is left to train on."
     splits: dict[str, dict[str, Any]] = {}
     held_out = None
     for split in 'validation', 'train':
         writer = ShardWriter(unfinished, split, tokenizer, options.shard_tokens)
-        stories = raw_stories(options.source, split, revision)
+        stories = raw_stories(options.source, split, revision, read_counts)
         n_bytes = text_bytes(options.source, split)
         write_shards(writer, stories, options.without, held_out, options.workers, n_bytes)
         counts = dataclasses.asdict(writer.counts)
@@ -173,6 +176,7 @@ def write_card(
     tokenizer: Tokenizer,
     revision: str | None,  # of a data set on the hub
     splits: dict[str, dict[str, Any]],  # of `write_splits`
+    notes: list[str],  # sentences about what was read, or not
 ) -> None:
     "Write the data card."
     shards = sorted(unfinished.glob('*.bin'))
@@ -180,7 +184,8 @@ def write_card(
         format=SHARD_FORMAT, source=str(options.source), revision=revision, key=key,
         without=options.without, fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size, splits=splits,
-        crc32={path.name: read_header(path)['crc32'] for path in shards})
+        crc32={path.name: read_header(path)['crc32'] for path in shards},
+        **(dict(notes=notes) if notes else {}))
     write_json(unfinished/CARD, card, indent=1)
 
 # %% ../nbs/04d_preparation.ipynb #f4042dcb
@@ -193,8 +198,10 @@ def make_data(
     revision = begin_or_go_on(unfinished, options, key)
     tokenizer = have_tokenizer(unfinished, options, revision)
     if not (unfinished/CARD).is_file():
-        splits = write_splits(unfinished, options, tokenizer, revision)
-        write_card(unfinished, options, key, tokenizer, revision, splits)
+        read_counts = ReadCounts()
+        splits = write_splits(unfinished, options, tokenizer, revision, read_counts)
+        read_notes = [*source_notes(options.source), *read_counts.notes()]
+        write_card(unfinished, options, key, tokenizer, revision, splits, read_notes)
     notes = [*unfinished.glob('*.keys'), *unfinished.glob('*-*[0-9].json')]
     for path in [*notes, unfinished/'revision', unfinished/'key']:
         path.unlink(missing_ok=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LLAMA_NAMES', 'PIECES_COMPUTED', 'LLAMA_DEFAULTS', 'WRAPPERS', 'WEIGHTS', 'INDEX', 'POINTER_BYTES', 'llama_config',
            'rope_of_llama', 'check_computable', 'config_from_llama', 'read_config', 'llama_weight_name', 'write_folder',
-           'read_tensors', 'weight_faults', 'read_weights', 'read_pointer', 'has_weights', 'newest_step',
-           'find_checkpoint', 'newest_checkpoint', 'load_checkpoint']
+           'read_tensors', 'weight_faults', 'read_weights', 'read_pointer', 'has_weights', 'has_whole_weights',
+           'newest_step', 'follow_latest', 'find_checkpoint', 'newest_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/13_pretrained.ipynb #7ae4dd63
 import re
@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from .cli import say
 from .files import read_json, write_file, write_json
 from .model import ModelConfig, Piny
 from .tokenizer import Tokenizer
@@ -274,15 +275,47 @@ def has_weights(
     return (folder/WEIGHTS).is_file() or (folder/INDEX).is_file()
 
 
+def has_whole_weights(
+    folder: Path,  # any folder
+) -> bool:
+    "Is a folder's one file of weights there up to its end? Shards are taken on trust."
+    if not (folder/WEIGHTS).is_file():
+        return has_weights(folder)
+    try:
+        with safetensors.safe_open(folder/WEIGHTS, 'pt'):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
 def newest_step(
     checkpoints: Path,  # the folder `RUN/checkpoints`
-) -> Path | None:  # a checkpoint folder, where there is one
+) -> Path | None:  # a checkpoint folder, where there is a whole one
     "The checkpoint of the highest step, whatever the pointers say."
     steps = {}
     for folder in checkpoints.glob('step-*'):
-        if re.fullmatch(r'step-\d+', folder.name) and has_weights(folder):
+        if re.fullmatch(r'step-\d+', folder.name) and has_whole_weights(folder):
             steps[int(folder.name.removeprefix('step-'))] = folder
     return steps[max(steps)] if steps else None
+
+
+def follow_latest(
+    checkpoints: Path,  # the folder `RUN/checkpoints`
+) -> Path:  # what `latest` names, or else the newest step; `latest` itself if there is none
+    "Follow the pointer `latest`; a sentence says where it leads nowhere."
+    latest = checkpoints/'latest'
+    try:
+        name = read_pointer(latest) if latest.is_file() else ''
+    except ValueError:
+        name = ''
+    if name and has_weights(checkpoints/name):
+        return checkpoints/name
+    newest = newest_step(checkpoints)
+    if newest:
+        wrong = f'names {name}, which is no checkpoint' if name else 'names no checkpoint'
+        say(f'{latest} {wrong}; going on with the newest whole one, {newest.name}.')
+        return newest
+    return checkpoints/name if name else latest
 
 # %% ../nbs/13_pretrained.ipynb #69c27f7c
 def find_checkpoint(
@@ -294,11 +327,10 @@ def find_checkpoint(
         path = path.parent
     if (path/'checkpoints').is_dir():
         path = path/'checkpoints'/'latest'
-    name = read_pointer(path) if path.is_file() else ''
-    if name:
+    if path.name == 'latest' and not path.is_dir():
+        path = follow_latest(path.parent)
+    if path.is_file() and (name := read_pointer(path)):
         path = path.parent/name
-    elif path.name == 'latest' and not path.is_dir():
-        path = newest_step(path.parent) or path
     if not path.is_dir():
         raise FileNotFoundError(
             f'There is no checkpoint at {path}; '
@@ -316,11 +348,14 @@ def newest_checkpoint(
     runs: str | Path = 'runs',  # the folder of run folders
 ) -> Path:  # the checkpoint folder that was saved last
     "The newest checkpoint of all runs; a FileNotFoundError where there is none."
-    pointers = Path(runs).glob('*/checkpoints/latest')
-    for pointer in sorted(pointers, key=lambda path: path.stat().st_mtime, reverse=True):
+    times = {}
+    for checkpoints in Path(runs).glob('*/checkpoints'):
+        latest = checkpoints/'latest'
+        times[checkpoints] = (latest if latest.is_file() else checkpoints).stat().st_mtime
+    for checkpoints in sorted(times, key=times.__getitem__, reverse=True):
         try:
-            return find_checkpoint(pointer)
-        except FileNotFoundError:
+            return find_checkpoint(checkpoints/'latest')
+        except (FileNotFoundError, ValueError):
             continue  # a run that has lost its checkpoints
     raise FileNotFoundError(
         f'There is no run with a checkpoint in {runs}/; '

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'RunState', 'data_identity', 'git_revision', 'describe_run', 'launch_name', 'begun_by_this_launch',
-           'new_run_folder', 'resume_config', 'check_same_launch', 'check_new_folder', 'check_restarts', 'RunInputs',
-           'tokenizer_of_start', 'open_inputs', 'prepare_run', 'OpenedRun', 'lock_run', 'find_start', 'check_state',
-           'open_run']
+           'new_run_folder', 'resume_config', 'check_same_launch', 'check_new_folder', 'check_data_place',
+           'check_restarts', 'RunInputs', 'tokenizer_of_start', 'open_inputs', 'prepare_run', 'OpenedRun', 'lock_run',
+           'find_start', 'check_state', 'open_run']
 
 # %% ../nbs/23_runs.ipynb #88019768
 import contextlib
@@ -35,6 +35,7 @@ from .files import read_json, write_json
 from .pretrained import find_checkpoint
 from .saved_checkpoints import choose_checkpoint, clear_leftovers, set_aside
 from .shards import TokenShards, decode_stories
+from .sources import HUB
 from .tokenizer import Tokenizer
 
 # %% ../nbs/23_runs.ipynb #e9ca0af3
@@ -166,6 +167,17 @@ def check_new_folder(
                          'or choose another --out')
 
 
+def check_data_place(
+    config: TrainConfig,  # of a run that goes on
+) -> None:
+    "Refuse data that has moved away, and say how to name its new place."
+    is_path = config.data.partition(':')[0] not in ('storybook', *HUB)
+    if is_path and not Path(config.data).exists():
+        raise FileNotFoundError(
+            f'The data of {config.out} are no longer at {config.data}; if they have moved, '
+            f'name their new place: --resume {config.out} --data PLACE')
+
+
 def check_restarts(
     config: TrainConfig,
     n_processes: int,
@@ -242,6 +254,8 @@ def prepare_run(
     check_restarts(config, n_processes)
     split_batch(config, n_processes, most=1)
     tokenizer = tokenizer_of_start(config, goes_on=bool(resume or again))
+    if resume:
+        check_data_place(config)
     data = prepare(config.data, config.model.vocab_size, tokenizer)
     return open_inputs(config, data)
 

@@ -175,11 +175,14 @@ def read_pieces(
         note = ' (tokenizer.json alone is not enough)' if json_only else ''
         raise FileNotFoundError(f'There is no tokenizer at {path}{note}; '
                                 'give a folder that holds a tokenizer.model.')
+    data = path.read_bytes()
     try:
-        model = ModelProto.FromString(path.read_bytes())
+        model = ModelProto.FromString(data)
     except DecodeError:
-        raise ValueError(f'{path} is damaged or not a SentencePiece model; '
-                         'fetch or train it again.') from None
+        model = ModelProto()
+    if not model.pieces:
+        wrong = 'damaged or not a SentencePiece model' if data else 'empty'
+        raise ValueError(f'{path} is {wrong}; fetch or train it again.')
     check_pieces(model, str(path))
     return model
 
