@@ -58,6 +58,7 @@ OTHER = dict(SWAPS) | {b: a for a, b in SWAPS} | ONE_WAY
 YES_OR_NO = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
 OTHER_NAME = dict(min='max', max='min', any='all', all='any', floor='ceil', ceil='floor',
                   minimum='maximum', maximum='minimum', argmax='argmin')
+COMMUTATIVE = {*OTHER_NAME, 'isclose', 'equal', 'transpose', 'promote_types'}
 PASSED_ON = set('sorted reversed abs round clone detach copy strip lower clamp to'.split())
 MESSAGES = set('''print say warn error set_title set_xlabel set_ylabel legend annotate
     figure subplots tqdm refresh set_postfix isinstance hasattr kill'''.split())
@@ -76,6 +77,11 @@ def last_name(node: ast.AST) -> str:
 def is_text(node: ast.AST) -> bool:
     "Is this a literal string, plain or formatted?"
     return isinstance(getattr(node, 'value', None), str) or isinstance(node, ast.JoinedStr)
+
+
+def is_whole(node: ast.AST) -> bool:
+    "Is this a literal whole number? Without its sign, -1 would often be the same axis."
+    return type(getattr(node, 'value', None)) is int
 
 
 def is_wording(node: ast.AST) -> bool:
@@ -101,7 +107,8 @@ def children(node: ast.AST) -> list[ast.AST]:
             nodes = [node.value] if node.value else []
         case ast.Call():
             settings = [word.value for word in node.keywords if word.arg not in LOOKS]
-            nodes = [node.func, *node.args, *settings]
+            values = node.args[:1] if last_name(node) == 'option' else node.args
+            nodes = [node.func, *values, *settings]
         case ast.ExceptHandler():
             nodes = node.body
         case ast.Raise() | ast.Assert():
@@ -139,7 +146,7 @@ def faults(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
             for value in node.values:
                 rest = without(node.values, value)
                 yield 'operand dropped', node, edited(node, values=rest)
-        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+        case ast.UnaryOp(op=ast.Not() | ast.USub()) if not is_whole(node.operand):
             yield 'sign dropped', node, ast.unparse(node.operand)
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
             yield from negated(test)
@@ -182,7 +189,7 @@ def call_faults(node: ast.Call) -> Iterator[tuple[str, ast.AST, str]]:
         operand = node.args[0] if isinstance(node.func, ast.Name) else node.func.value
         yield 'call dropped', node, f'({ast.unparse(operand)})'
     texts = any(map(is_text, node.args[:2]))
-    if len(node.args) >= 2 and not texts and name not in OTHER_NAME:
+    if len(node.args) >= 2 and not texts and name not in COMMUTATIVE:
         first, second, *others = node.args
         yield 'arguments swapped', node, edited(node, args=[second, first, *others])
     for word in node.keywords:
