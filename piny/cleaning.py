@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'LINE_END', 'WITHIN_SENTENCES', 'TYPED_STOPS', 'SCRIPTS_WITHOUT_STOPS', 'MENDING', 'DROPPING', 'RULES',
-           'LARGE_SHARE', 'mend_mojibake', 'remove_hidden', 'replace_marker', 'mend_line_ends', 'is_stop', 'is_closing',
-           'ends_like_sentence', 'is_without_stops', 'is_empty', 'is_truncated', 'clean', 'dropped_counts',
-           'list_counts', 'how_to_keep', 'nothing_left', 'drop_notes', 'story_key', 'KeySet']
+           'RULES_VERSION', 'LARGE_SHARE', 'mend_mojibake', 'remove_hidden', 'replace_marker', 'mend_line_ends',
+           'is_stop', 'is_closing', 'ends_like_sentence', 'is_without_stops', 'is_empty', 'is_truncated', 'clean',
+           'dropped_counts', 'list_counts', 'how_to_keep', 'nothing_left', 'drop_notes', 'story_key', 'KeySet']
 
 # %% ../nbs/04_cleaning.ipynb #65c036c4
 import hashlib
@@ -141,6 +141,7 @@ DROPPING: dict[str, Callable[[str], bool]] = dict(
     truncated=is_truncated,
 )
 RULES = (*MENDING, *DROPPING, 'duplicate', 'leak')
+RULES_VERSION = 2  # a higher one where readers or rules make other stories of a file
 
 # %% ../nbs/04_cleaning.ipynb #4a9ce60d
 def clean(

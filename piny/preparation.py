@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .cleaning import KeySet, clean, nothing_left, story_key
+from .cleaning import RULES_VERSION, KeySet, clean, nothing_left, story_key
 from .cli import say
 from .encoding import BLOCK, ShardWriter, story_blocks, write_shards
 from .files import write_file, write_json
@@ -58,8 +58,8 @@ def data_key(
         tokenizer = options.tokenizer.fingerprint
     else:
         tokenizer = f'{options.vocab_size} pieces from {options.tokenizer_bytes} bytes'
-    settings = (f'{SHARD_FORMAT} {BLOCK} {versions} {tokenizer} {list(options.without)} '
-                f'{options.shard_tokens} ')
+    settings = (f'{SHARD_FORMAT} {BLOCK} {RULES_VERSION} {versions} {tokenizer} '
+                f'{list(options.without)} {options.shard_tokens} ')
     digest = hashlib.sha256(settings.encode())
     for data in source_identity(options.source):
         digest.update(data)
