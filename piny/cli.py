@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'option', 'error_sentence', 'checked', 'checked_frozen', 'yes_or_no', 'field_type', 'field_options',
-           'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'accept_any_character', 'print_json',
-           'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command']
+           'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'open_closed_streams', 'accept_any_character',
+           'print_json', 'RefusedElsewhere', 'StoppedBySignal', 'raise_on_ctrl_c', 'exit_code_and_sentence',
+           'run_command']
 
 # %% ../nbs/91_cli.ipynb #0735e67c
 import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import types
 import typing
 from typing import Any, Callable, Literal
@@ -207,12 +210,24 @@ def say(
     "Write a note to standard error; where that is gone, do nothing."
     print(text, end=end, file=LossyStream(sys.stderr), flush=True)
 
+# %% ../nbs/91_cli.ipynb #6922a1ec
+def open_closed_streams() -> None:
+    "Point the standard streams that are closed to nowhere, before a file gets their number."
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
+            os.set_inheritable(nowhere, True)
+
 # %% ../nbs/91_cli.ipynb #af3f24be
-def accept_any_character() -> None:
+def accept_any_character(
+    line_buffering: bool | None = None,  # write whole lines; None: as it was
+) -> None:
     "Let both streams spell characters that their encoding lacks."
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
+            stream.reconfigure(errors='backslashreplace', line_buffering=line_buffering)
 
 
 def print_json(
@@ -238,6 +253,13 @@ class StoppedBySignal(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
+# %% ../nbs/91_cli.ipynb #99ce8c3f
+def raise_on_ctrl_c() -> None:
+    "Let Ctrl-C raise a KeyboardInterrupt where it would end the process without a word."
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # %% ../nbs/91_cli.ipynb #a20dc065
 def exit_code_and_sentence(
     action: Callable[[], Any],
@@ -245,9 +267,10 @@ def exit_code_and_sentence(
 ) -> tuple[int, str]:  # 0 and nothing where all went well
     "Run an action; bad input, signals and lost output become an exit code and a sentence."
     try:
+        raise_on_ctrl_c()
         action()
-    except StoppedBySignal as signal:
-        return signal.exit_code, str(signal)
+    except StoppedBySignal as stop:
+        return stop.exit_code, str(stop)
     except KeyboardInterrupt:
         return 130, stopped
     except RefusedElsewhere:
@@ -265,6 +288,7 @@ def run_command(
     stopped: str = '',  # what to say where Ctrl-C ends the action
 ) -> int:  # exit code
     "Run a command's action; what goes wrong becomes an exit code and a sentence."
+    open_closed_streams()
     accept_any_character()
 
     def act_and_flush():

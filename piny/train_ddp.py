@@ -32,7 +32,9 @@ from piny.cli import (
     checked,
     exit_code_and_sentence,
     make_parser,
+    open_closed_streams,
     option,
+    raise_on_ctrl_c,
     run_command,
     say,
 )
@@ -74,9 +76,8 @@ def worker(
 ) -> NoReturn:
     "What a started process does: train by a configuration, or call a function."
     end_with_parent()
-    accept_any_character()
-    output: Any = sys.stdout
-    output.reconfigure(line_buffering=True)  # lines of several processes shall not mix
+    open_closed_streams()
+    accept_any_character(line_buffering=True)  # lines of several processes shall not mix
     path = Path(payload)
     exit_code = 0
     if path.suffix == '.json':
@@ -84,6 +85,7 @@ def worker(
     else:
         import cloudpickle
         function, args = cloudpickle.loads(path.read_bytes())  # written by our own parent
+        raise_on_ctrl_c()
         function(*args)
     leave_at_once(exit_code)
 
@@ -165,7 +167,9 @@ def start_workers(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
     config = elastic_config(nproc_per_node, max_restarts, payload.parent)
-    program = f'from piny.train_ddp import worker; worker({str(payload)!r})'
+    program = '; '.join([  # Ctrl-C while it imports: an end without a word
+        'import signal', 'signal.signal(signal.SIGINT, signal.SIG_DFL)',
+        'from piny.train_ddp import worker', f'worker({str(payload)!r})'])
     note = payload.with_name('note.json')
     try:  # the engine leaves handlers of its own behind
         with restored_signals(), environment(**worker_environment(nproc_per_node)):
