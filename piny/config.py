@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from .cli import checked, option
 from .files import read_json
+from .finding_weights import find_checkpoint
 from .model import ModelConfig
-from .pretrained import config_from_llama, find_checkpoint
+from .pretrained import config_from_llama
 
 # %% ../nbs/21_config.ipynb #071538d3
 @checked

@@ -21,9 +21,10 @@ from .cli import checked, make_parser, option, print_json, run_command
 from .dataset import read_stories
 from .decoder import Decoder
 from .files import read_json
+from .finding_weights import find_checkpoint, newest_checkpoint
 from .machine import resolve_device
 from .model import Piny
-from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
+from .pretrained import load_checkpoint
 from .story_losses import story_losses
 from .tokenizer import Tokenizer
 

@@ -19,8 +19,9 @@ from .cli import checked, make_parser, option, print_json, run_command
 from .dataset import read_stories
 from .decoder import Decoder
 from .evaluation import data_of_run
+from .finding_weights import find_checkpoint, newest_checkpoint
 from .model import Piny
-from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
+from .pretrained import load_checkpoint
 from .prompt_sheet import answer_sheet
 from .sampling import generate
 from .tokenizer import Tokenizer

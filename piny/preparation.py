@@ -23,7 +23,6 @@ from .cleaning import RULES_VERSION, KeySet, clean, nothing_left, story_key
 from .cli import say
 from .encoding import BLOCK, ShardWriter, story_blocks, write_shards
 from .files import write_file, write_json
-from .readers import ReadCounts
 from .shards import CARD, SHARD_FORMAT, read_header
 from piny.sources import (
     first_bytes,
@@ -34,6 +33,7 @@ from piny.sources import (
     text_bytes,
     too_few_stories,
 )
+from .story_files import ReadCounts
 from .tokenizer import Tokenizer
 
 # %% ../nbs/04d_preparation.ipynb #51063244

@@ -32,7 +32,7 @@ from .cli import say
 from .config import TrainConfig, config_from_dict, split_batch
 from .dataset import data_card, prepare
 from .files import read_json, write_json
-from .pretrained import find_checkpoint
+from .finding_weights import find_checkpoint
 from .saved_checkpoints import choose_checkpoint, clear_leftovers, set_aside
 from .shards import TokenShards, decode_stories
 from .sources import HUB

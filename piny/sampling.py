@@ -21,11 +21,12 @@ from tqdm import tqdm
 from .cleaning import remove_hidden
 from .cli import checked, make_parser, option, print_json, run_command, say
 from .decoder import Decoder, step_fits
+from .finding_weights import newest_checkpoint
 from .generation import Sequence, find_stop, generate_steps, new_sequences
 from .machine import resolve_device
 from .model import Piny
 from .next_token import SamplingParams
-from .pretrained import load_checkpoint, newest_checkpoint
+from .pretrained import load_checkpoint
 from .tokenizer import Tokenizer
 
 # %% ../nbs/18_sampling.ipynb #f5c374ae

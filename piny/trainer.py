@@ -29,10 +29,10 @@ from .config import TrainConfig, split_batch
 from .distributed import World
 from .evaluation import loss_summary, score_stories
 from .files import read_json
+from .finding_weights import find_checkpoint
 from .machine import StopFlag, matmul_flops, peak_memory_gib
 from .model import Piny
 from .optimizer import build_optimizers
-from .pretrained import find_checkpoint
 from .runs import RunInputs, RunState, open_run
 from .tracking import Tracker, live_figure
 

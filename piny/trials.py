@@ -24,9 +24,9 @@ import filelock
 from .cli import checked, field_options, option, say, yes_or_no
 from .config import PRESETS, TrainConfig, make_config
 from .dataset import prepare
+from .finding_weights import find_checkpoint
 from .metrics import read_metrics
 from .model import ModelConfig
-from .pretrained import find_checkpoint
 from .runs import resume_config
 from .tokenizer import Tokenizer
 from .training import train

@@ -21,6 +21,7 @@ import ipywidgets as widgets
 from .config import make_config
 from .decoder import Decoder
 from .files import write_file
+from .finding_weights import find_checkpoint, newest_checkpoint
 from .generation import Sequence, new_sequences
 from .next_token import SamplingParams
 from piny.panels import (
@@ -32,7 +33,7 @@ from piny.panels import (
     new_figure,
     start_thread,
 )
-from .pretrained import find_checkpoint, load_checkpoint, newest_checkpoint
+from .pretrained import load_checkpoint
 from .sampling import stream_sequence
 from .tokenizer import Tokenizer
 from .training import train

@@ -23,8 +23,9 @@ from typing import NamedTuple
 from piny import storybook
 from piny.batches import get_batch, prefetch, window_starts
 from piny.dataset import prepare
+from piny.readers import SEPARATOR
 from piny.shards import TokenShards
-from piny.sources import SEPARATOR, raw_stories
+from piny.sources import raw_stories
 from piny.tokenizer import Tokenizer
 
 CORES = len(os.sched_getaffinity(0))

@@ -28,10 +28,10 @@ import torch
 
 from piny.checkpoint import damage, list_checkpoints, read_state, snapshot, write_checkpoint
 from piny.config import make_config
+from piny.finding_weights import find_checkpoint
 from piny.metrics import read_metrics
 from piny.model import ModelConfig, Piny
 from piny.optimizer import build_optimizers
-from piny.pretrained import find_checkpoint
 from piny.runs import resume_config
 from piny.saved_checkpoints import choose_checkpoint
 from piny.storybook import stories
