@@ -212,7 +212,7 @@ def say(
 
 # %% ../nbs/91_cli.ipynb #6922a1ec
 def open_closed_streams() -> None:
-    "Point the standard streams that are closed to nowhere, before a file gets their number."
+    "Point closed standard streams to nowhere, before a file gets their number."
     for number in range(3):
         try:
             os.fstat(number)
