@@ -192,8 +192,9 @@ def source_files(
     if str(source).partition(':')[0] in HUB:
         raise ValueError(f'{source} was given options, which only the storybook has')
     if not Path(source).exists():
-        raise FileNotFoundError(f'There is no data at {source}; give a story file, '
-                                f'a folder, or one of: storybook, {", ".join(HUB)}')
+        raise FileNotFoundError(f'There is no data at {Path(source)}; give a story '
+                                f'file, a folder, or one of: storybook, '
+                                f'{", ".join(HUB)}')
     return split_files(source)
 
 # %% ../nbs/03_sources.ipynb #4a182b38
