@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import platformdirs
 
-from . import storybook
+from . import permutation, storybook
 from .readers import READERS, SEPARATOR, file_format, file_stories
 
 # %% ../nbs/03_sources.ipynb #4ad2dd42
@@ -302,6 +302,8 @@ def source_identity(
     if name.partition(':')[0] == 'storybook':
         yield repr(storybook_options(name)).encode()
         yield Path(storybook.__file__).read_bytes()
+        yield Path(permutation.__file__).read_bytes()
+        yield storybook.book_bytes()
     elif name in HUB:
         yield repr(HUB[name]).encode()
     else:
