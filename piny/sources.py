@@ -19,7 +19,7 @@ from typing import Any
 
 import platformdirs
 
-from . import storybook
+from . import permutation, storybook
 from piny.folders import (
     SplitFiles,
     files_with_stories,
@@ -312,6 +312,8 @@ def source_identity(
     if name.partition(':')[0] == 'storybook':
         yield repr(storybook_options(name)).encode()
         yield Path(storybook.__file__).read_bytes()
+        yield Path(permutation.__file__).read_bytes()
+        yield storybook.book_bytes()
     elif name in HUB:
         yield repr(HUB[name]).encode()
     else:
