@@ -270,10 +270,10 @@ def cell_mutants(page: str, cell: int, source: str) -> Iterator[Mutant]:
                 yield Mutant(page, cell, old.lineno, kind, diff, faulty)
 
 
-def draw(modules: list[str], n: int, seed: int) -> list[Mutant]:
+def draw(tree: Path, modules: list[str], n: int, seed: int) -> list[Mutant]:
     "So many mutants at random, over some modules or all; without the equivalent ones."
     mutants: list[Mutant] = []
-    for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
+    for path in sorted((tree/'nbs').glob('[0-9]*.ipynb')):
         if modules and not {path.stem, path.stem.split('_', 1)[1]} & set(modules):
             continue
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
@@ -301,28 +301,38 @@ sys.exit(not passed)
 '''
 
 
-def copy_tree(folder: Path, page: str, mutant: Mutant | None) -> Path:
-    "Copy what pages need, with a mutant in its cell; the page's path."
+def copy_tree(source: Path, folder: Path) -> None:
+    "Copy what pages need, with compiled functions, which take long to make."
     ignore = shutil.ignore_patterns('.ipynb_checkpoints', 'runs', 'wandb')
     for name in ('nbs', 'piny'):
-        shutil.copytree(ROOT/name, folder/name, ignore=ignore)
-    for path in ROOT.glob('[A-Za-z]*.*'):
+        shutil.copytree(source/name, folder/name, ignore=ignore)
+    for path in source.glob('[A-Za-z]*.*'):
         if path.is_file():
             shutil.copy2(path, folder)
-    (folder/'tmp').mkdir()
-    path = folder/'nbs'/f'{page}.ipynb'
-    if mutant:
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells[mutant.cell].source = mutant.source
-        nbformat.write(notebook, path)
-    return path
 
 
-def run_page(page: str, mutant: Mutant | None, limit: float, flags: list[str]) -> dict:
-    "Run a page in a copy of the tree: outcome, seconds, and the error's last line."
+def put_into(path: Path, mutant: Mutant) -> None:
+    "Put a mutant into its cell of a notebook."
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[mutant.cell].source = mutant.source
+    nbformat.write(notebook, path)
+
+
+def run_page(
+    tree: Path,  # the sound one
+    page: str,  # name without ending
+    mutant: Mutant | None,
+    limit: float,  # seconds
+    flags: list[str],  # of cells that nbdev_test leaves out
+) -> dict:  # outcome, seconds, and the error's last line
+    "Run a page in a copy of the tree."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        path = copy_tree(folder, page, mutant)
+        copy_tree(tree, folder)
+        path = folder/'nbs'/f'{page}.ipynb'
+        if mutant:
+            put_into(path, mutant)
+        (folder/'tmp').mkdir()
         command = [sys.executable, '-c', RUNNER, str(path), str(MEMORY), *flags]
         environment = os.environ | dict(PYTHONPATH=name, TMPDIR=f'{name}/tmp', IN_TEST='1')
         start = time.monotonic()
@@ -347,10 +357,13 @@ def run_page(page: str, mutant: Mutant | None, limit: float, flags: list[str]) -
 class Check:
     "A run of the check over a draw of mutants, with its table."
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, tree: Path):
         self.options = options
+        self.tree = tree
+        copy_tree(ROOT, tree)  # somebody may work on the book meanwhile
         self.flags = ['slow'] if options.slow else []
-        self.mutants = draw(options.modules, options.sample or options.n, options.seed)
+        n = options.sample or options.n
+        self.mutants = draw(tree, options.modules, n, options.seed)
         self.rows: dict[str, dict] = {}  # by key
         if TABLE.exists() and not options.sample:
             self.rows = json.loads(TABLE.read_text())['mutants']
@@ -358,7 +371,7 @@ class Check:
 
     def measure(self, page: str) -> None:
         "Run a sound page, for its time."
-        row = run_page(page, None, 1800, self.flags)
+        row = run_page(self.tree, page, None, 1800, self.flags)
         if row['outcome'] != 'survived':
             raise RuntimeError(f'{page} fails without a fault: {row["noticed"]}')
         self.seconds[page] = row['seconds']
@@ -366,7 +379,7 @@ class Check:
     def try_mutant(self, mutant: Mutant) -> str:
         "Run a mutant's page and note its row; a line about it."
         limit = 3 * self.seconds[mutant.page] + 20
-        row = run_page(mutant.page, mutant, limit, self.flags)
+        row = run_page(self.tree, mutant.page, mutant, limit, self.flags)
         about = mutant._asdict()
         del about['source']
         self.rows[mutant.key] = about | row
@@ -425,12 +438,13 @@ def main() -> int:
     if options.survivors:
         print_survivors(list(json.loads(TABLE.read_text())['mutants'].values()))
         return 0
-    check = Check(options)
-    try:
-        check.run()
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory() as tree:
+        check = Check(options, Path(tree))
+        try:
+            check.run()
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
     print_survivors(check.drawn_rows())
     summary = check.summary()
     print(f'{summary["n"]} mutants, {summary["n_survived"]} survived; '
