@@ -81,8 +81,8 @@ def user_cache() -> Path:
         folder = platformdirs.user_cache_path('piny')
         if folder.is_absolute():  # older platformdirs leave `~` as it is
             return folder
-    raise ValueError('This user has no home folder, so there is no place for prepared data; '
-                     'set PINY_CACHE to a folder for it')
+    raise ValueError('This user has no home folder, so there is no place for prepared '
+                     'data; set PINY_CACHE to a folder for it')
 
 
 def cache_folder() -> Path:
