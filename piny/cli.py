@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'option', 'error_sentence', 'checked', 'checked_frozen', 'yes_or_no', 'field_type', 'field_options',
            'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'open_closed_streams', 'accept_any_character',
-           'print_json', 'RefusedElsewhere', 'StoppedBySignal', 'raise_on_ctrl_c', 'exit_code_and_sentence',
-           'run_command']
+           'print_json', 'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command']
 
 # %% ../nbs/91_cli.ipynb #0735e67c
 import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 import types
 import typing
 from typing import Any, Callable, Literal
@@ -212,7 +209,7 @@ def say(
 
 # %% ../nbs/91_cli.ipynb #6922a1ec
 def open_closed_streams() -> None:
-    "Point closed standard streams to nowhere, before a file gets their number."
+    "Point standard streams that are closed to nowhere, before a file gets their number."
     for number in range(3):
         try:
             os.fstat(number)
@@ -253,13 +250,6 @@ class StoppedBySignal(KeyboardInterrupt):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-# %% ../nbs/91_cli.ipynb #99ce8c3f
-def raise_on_ctrl_c() -> None:
-    "Let Ctrl-C raise a KeyboardInterrupt where it would end the process without a word."
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # %% ../nbs/91_cli.ipynb #a20dc065
 def exit_code_and_sentence(
     action: Callable[[], Any],
@@ -267,10 +257,9 @@ def exit_code_and_sentence(
 ) -> tuple[int, str]:  # 0 and nothing where all went well
     "Run an action; bad input, signals and lost output become an exit code and a sentence."
     try:
-        raise_on_ctrl_c()
         action()
-    except StoppedBySignal as stop:
-        return stop.exit_code, str(stop)
+    except StoppedBySignal as signal:
+        return signal.exit_code, str(signal)
     except KeyboardInterrupt:
         return 130, stopped
     except RefusedElsewhere:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESUMABLE', 'RunState', 'data_identity', 'git_revision', 'describe_run', 'launch_name', 'begun_by_this_launch',
            'new_run_folder', 'resume_config', 'check_same_launch', 'check_new_folder', 'check_data_place',
-           'check_restarts', 'RunInputs', 'tokenizer_of_start', 'open_inputs', 'prepare_run', 'OpenedRun', 'lock_run',
-           'find_start', 'check_state', 'open_run']
+           'check_restarts', 'RunInputs', 'tokenizer_of_start', 'check_vocabulary', 'open_inputs', 'prepare_run',
+           'OpenedRun', 'lock_run', 'find_start', 'check_state', 'open_run']
 
 # %% ../nbs/23_runs.ipynb #88019768
 import contextlib
@@ -215,16 +215,29 @@ def tokenizer_of_start(
     return Tokenizer.from_pretrained(own_checkpoint or find_checkpoint(config.init_from))
 
 
+def check_vocabulary(
+    config: TrainConfig,
+    tokenizer: Tokenizer,  # of the prepared data
+) -> None:
+    "Refuse a model that is not made for a tokenizer; weights of others may have more rows."
+    n_rows, n_pieces = config.model.vocab_size, tokenizer.vocab_size
+    if config.init_from and n_rows < n_pieces:
+        raise ValueError(
+            f'The weights in {config.init_from} know {n_rows:,} tokens, but their '
+            f'tokenizer has {n_pieces:,} pieces; give weights that know all pieces')
+    if not config.init_from and n_rows != n_pieces:
+        raise ValueError(
+            f'--vocab_size is {n_rows:,}, but the tokenizer of {config.data} has '
+            f'{n_pieces:,} pieces; use that number')
+
+
 def open_inputs(
     config: TrainConfig,
     data: Path,  # the folder of prepared data
 ) -> RunInputs:
     "Open prepared data; refuse it where it does not fit the configuration."
     tokenizer = Tokenizer.from_pretrained(data/'tokenizer')
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise ValueError(
-            f'--vocab_size is {config.model.vocab_size:,}, but the tokenizer of '
-            f'{config.data} has {tokenizer.vocab_size:,} pieces; use that number')
+    check_vocabulary(config, tokenizer)
     n_prompt = len(tokenizer.encode(config.prompt, bos=True))
     if n_prompt >= config.model.context:
         raise ValueError(

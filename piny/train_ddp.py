@@ -34,7 +34,6 @@ from piny.cli import (
     make_parser,
     open_closed_streams,
     option,
-    raise_on_ctrl_c,
     run_command,
     say,
 )
@@ -75,6 +74,7 @@ def worker(
     payload: str,  # a file that `launch` has written
 ) -> NoReturn:
     "What a started process does: train by a configuration, or call a function."
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see `start_workers`
     end_with_parent()
     open_closed_streams()
     accept_any_character(line_buffering=True)  # lines of several processes shall not mix
@@ -85,7 +85,6 @@ def worker(
     else:
         import cloudpickle
         function, args = cloudpickle.loads(path.read_bytes())  # written by our own parent
-        raise_on_ctrl_c()
         function(*args)
     leave_at_once(exit_code)
 
@@ -167,7 +166,7 @@ def start_workers(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
     config = elastic_config(nproc_per_node, max_restarts, payload.parent)
-    program = '; '.join([  # Ctrl-C while it imports: an end without a word
+    program = '; '.join([  # Ctrl-C while it imports is an end without a traceback
         'import signal', 'signal.signal(signal.SIGINT, signal.SIG_DFL)',
         'from piny.train_ddp import worker', f'worker({str(payload)!r})'])
     note = payload.with_name('note.json')
