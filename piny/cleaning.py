@@ -30,9 +30,9 @@ def mend_mojibake(text: str) -> str:
 # %% ../nbs/04_cleaning.ipynb #4651a692
 HIDDEN = re.compile(
     '['
-    '\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f'  # control characters, but for white space
+    '\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f'  # control characters, but not tab and newline
     '\u00ad\u200b\u2060-\u2064\ufeff'  # soft hyphen, space without width, joiners
-    '\u200e\u200f\u202a-\u202e'  # marks of writing direction
+    '\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069'  # marks of writing direction
     '\ufffe\uffff'  # no characters at all
     ']')
 
@@ -73,7 +73,7 @@ def is_stop(
 # %% ../nbs/04_cleaning.ipynb #c88bca83
 TYPED_STOPS = re.compile(
     '('
-    '[\u0370-\u03ff\u1f00-\u1fff];|'  # Greek asks with it
+    '[\u0370-\u03ff\u1f00-\u1fff];|'  # the Greek question mark
     '[\u0530-\u058f]:|'  # Armenian
     r'[\u1200-\u139f]\s*(::|፡፡)|'  # Ethiopic
     r'[\u0900-\u0dff]\s*[|]'  # scripts of India
@@ -141,7 +141,7 @@ DROPPING: dict[str, Callable[[str], bool]] = dict(
     truncated=is_truncated,
 )
 RULES = (*MENDING, *DROPPING, 'duplicate', 'leak')
-RULES_VERSION = 2  # a higher one where readers or rules make other stories of a file
+RULES_VERSION = 2  # raise it when readers or rules change the stories made from a file
 
 # %% ../nbs/04_cleaning.ipynb #4a9ce60d
 def clean(
@@ -197,17 +197,18 @@ def nothing_left(
 ) -> ValueError:
     "The error that says why nothing is left to train on."
     dropped = dropped_counts(touched)
-    mostly_truncated = dropped.get('truncated', 0) >= LARGE_SHARE * n_read
-    reason = ' (the text seems not to use full stops)' if mostly_truncated else ''
+    often_truncated = dropped.get('truncated', 0) >= LARGE_SHARE * n_read
+    reason = ' (the text seems not to use full stops)' if often_truncated else ''
     return ValueError(
         f'{source} holds no story to train on: of {n_read:,} none is left: '
         f'{list_counts(dropped)}{reason}; if a rule is wrong for this text, turn it off: '
-        f'{how_to_keep(source, dropped)}')
+        f'{how_to_keep(source, [rule for rule in dropped if rule != "empty"])}')
 
 # %% ../nbs/04_cleaning.ipynb #a350e75b
 def drop_notes(
     source: object,  # as the user named it
     splits: dict[str, dict[str, Any]],  # of a data card
+    without: Collection[str] = (),  # rules that are turned off already
 ) -> Iterator[str]:
     "Say what was dropped and how to keep it; nothing where nothing was."
     n_read = sum(counts['read'] for counts in splits.values())
@@ -219,11 +220,11 @@ def drop_notes(
         return
     note = f'{source}: {sum(dropped.values()):,} of {n_read:,} stories dropped'
     worth_keeping = [rule for rule in dropped if rule != 'empty']
-    advice = f'; to keep them: {how_to_keep(source, worth_keeping)}'
+    advice = f'; to keep them: {how_to_keep(source, [*without, *worth_keeping])}'
     yield f'{note}: {list_counts(dropped)}{advice if worth_keeping else ""}'
     if dropped.get('truncated', 0) >= LARGE_SHARE * n_read:
-        yield (f'{source} as a whole seems not to use full stops: {dropped["truncated"]:,} '
-               f'of its {n_read:,} stories end without one and were dropped as truncated; '
+        yield (f'{source}: {dropped["truncated"]:,} of its {n_read:,} stories do not end '
+               'like a sentence, perhaps because the text uses no full stops; '
                'if they are whole, keep them with --without truncated')
 
 # %% ../nbs/04_cleaning.ipynb #6c9d9881
@@ -270,5 +271,6 @@ class KeySet:
     def merge(self) -> None:
         "Merge arrays until each is at least twice as long as the next."
         while len(self.arrays) > 1 and 2 * len(self.arrays[-1]) > len(self.arrays[-2]):
-            last_two = self.arrays[-2:]
-            self.arrays[-2:] = [np.sort(np.concatenate(last_two))]
+            merged = np.concatenate(self.arrays[-2:])
+            merged.sort()  # in place: a sorted copy would take as much again
+            self.arrays[-2:] = [merged]

@@ -51,7 +51,8 @@ def say_notes(
 ) -> None:
     "Say what a user should know of prepared data: what was left out, and how to keep it."
     card = data_card(folder)
-    for note in *card.get('notes', []), *drop_notes(card['source'], card['splits']):
+    dropped = drop_notes(card['source'], card['splits'], card['without'])
+    for note in *card.get('notes', []), *dropped:
         say(note)
 
 # %% ../nbs/05_dataset.ipynb #ce32baff
