@@ -71,7 +71,7 @@ class TrainConfig:
 # %% ../nbs/21_config.ipynb #24b2a96f
 PRESETS = {
     'demo': dict(
-        data='storybook:stories=6000,plots=8,names=24',
+        data='storybook:stories=6000,plots=8,names=12',
         vocab_size=1024, dim=128, hidden_dim=352, n_layers=4, n_heads=4, n_kv_heads=2,
         init_std=0.06, seq_len=384, tokens_per_step=2304, max_steps=300, decay_steps=300,
         warmup_steps=10, optimizer='muon', learning_rate=8e-3,
