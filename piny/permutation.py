@@ -20,11 +20,11 @@ def splitmix64(
     x: Numbers,  # below 2**64; an array is uint64
     key: int,  # below 2**64
 ) -> Numbers:  # below 2**64
-    "Scramble 64-bit numbers (the finalizer of SplitMix64; Steele, Lea and Flood, 2014)."
+    "Scramble 64-bit numbers (SplitMix64: Steele, Lea and Flood, 2014)."
     x = (x + key) * 0x9E3779B97F4A7C15 & BITS_64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & BITS_64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & BITS_64
-    return x ^ x >> 31
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS_64
+    return x ^ (x >> 31)
 
 # %% ../nbs/96_permutation.ipynb #4c552e28
 N_ROUNDS = 4  # of the Feistel network
@@ -32,23 +32,23 @@ N_ROUNDS = 4  # of the Feistel network
 
 @lru_cache(maxsize=1024)
 def round_keys(
-    key: int,
-) -> list[int]:  # one for each round, below 2**64
+    key: int,  # counts modulo 2**64
+) -> tuple[int, ...]:  # one for each round, below 2**64
     "Make the keys of the rounds from one key."
     scrambled = splitmix64(key % 2**64, 1)
-    return [splitmix64(turn, scrambled) for turn in range(N_ROUNDS)]
+    return tuple(splitmix64(turn, scrambled) for turn in range(N_ROUNDS))
 
 
 def feistel(
     x: Numbers,  # below 2**(2 * half); an array is uint64
     half: int,  # bits of each half
-    keys: list[int],  # one for each round, below 2**64
+    keys: tuple[int, ...],  # one for each round, below 2**64
 ) -> Numbers:  # below 2**(2 * half)
     "Permute the numbers of `2 * half` bits."
     mask = (1 << half) - 1
     left, right = x >> half, x & mask
     for key in keys:
-        left, right = right, left ^ splitmix64(right, key) & mask
+        left, right = right, left ^ (splitmix64(right, key) & mask)
     return left << half | right
 
 # %% ../nbs/96_permutation.ipynb #5301fde4
@@ -61,8 +61,8 @@ def half_bits(
 
 def permute_one(
     place: int,  # below `size`
-    size: int,  # how many numbers are permuted
-    key: int,  # another key, another permutation
+    size: int,  # how many numbers are permuted, from 1 to 2**128
+    key: int,  # another key modulo 2**64, another permutation
 ) -> int:  # below `size`
     "Where a pseudo-random permutation of `range(size)` takes one place."
     half, keys = half_bits(size), round_keys(key)
@@ -74,8 +74,8 @@ def permute_one(
 
 def permute(
     places: np.ndarray,  # whole numbers below `size`
-    size: int,  # how many numbers are permuted, at most 2**63
-    key: int,  # another key, another permutation
+    size: int,  # how many numbers are permuted, from 1 to 2**63
+    key: int,  # another key modulo 2**64, another permutation
 ) -> np.ndarray:  # int64, below `size`
     "Where the same permutation takes many places."
     half, keys = half_bits(size), round_keys(key)
