@@ -19,7 +19,7 @@ from .pretrained import config_from_llama
 # %% ../nbs/21_config.ipynb #071538d3
 @checked
 class TrainConfig:
-    "What a training run depends on; by default the model card's values and our assumptions."
+    "What a training run depends on; by default the card's values and our assumptions."
     preset: str = 'piny'
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: str = option('tinystories', 'storybook, tinystories, or a path', min_length=1)
