@@ -258,7 +258,8 @@ class Decoder:
     ) -> torch.Tensor:  # after the last norm (B, T, D)
         "Read tokens, and add them to the cache."
         batch, n_new = ids.shape
-        cache = cache or self.new_cache(batch, n_new)
+        if cache is None:
+            cache = self.new_cache(batch, n_new)
         cache.check_room(n_new)
         with without_autocast(self.device):
             if self.fused:
