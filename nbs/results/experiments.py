@@ -94,9 +94,10 @@ def config_of(experiment, seed, run):
 
 def train_or_go_on(experiment, seed, run):
     "Train, or train on from the last checkpoint."
+    from variations import varied
+
     from piny.runs import resume_config
     from piny.training import train
-    from variations import varied
     job = config_of(experiment, seed, run), None
     if (run/'checkpoints'/'latest').is_file():
         job = resume_config(run)
