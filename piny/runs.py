@@ -35,7 +35,7 @@ from .files import read_json, write_json
 from .finding_weights import find_checkpoint
 from .saved_checkpoints import choose_checkpoint, clear_leftovers, set_aside
 from .shards import TokenShards, decode_stories
-from .sources import HUB
+from .sources import is_path
 from .tokenizer import Tokenizer
 
 # %% ../nbs/23_runs.ipynb #e9ca0af3
@@ -171,8 +171,7 @@ def check_data_place(
     config: TrainConfig,  # of a run that goes on
 ) -> None:
     "Refuse data that has moved away, and say how to name its new place."
-    is_path = config.data.partition(':')[0] not in ('storybook', *HUB)
-    if is_path and not Path(config.data).exists():
+    if is_path(config.data) and not Path(config.data).exists():
         raise FileNotFoundError(
             f'The data of {config.out} are no longer at {config.data}; if they have moved, '
             f'name their new place: --resume {config.out} --data PLACE')

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['HUB', 'HELD_OUT_EVERY', 'storybook_options', 'storybook_stories', 'user_cache', 'cache_folder', 'hub_revision',
-           'hub_texts', 'is_separator', 'join_lines', 'hub_stories', 'source_files', 'source_notes', 'path_stories',
-           'raw_stories', 'too_few_stories', 'text_bytes', 'first_bytes', 'source_revision', 'source_identity']
+           'hub_texts', 'is_separator', 'join_lines', 'hub_stories', 'is_path', 'source_files', 'source_notes',
+           'path_stories', 'raw_stories', 'too_few_stories', 'text_bytes', 'first_bytes', 'source_revision',
+           'source_identity']
 
 # %% ../nbs/03_sources.ipynb #de940b71
 import contextlib
@@ -185,6 +186,13 @@ def hub_stories(
             'the same command goes on from the last whole shard') from None
 
 # %% ../nbs/03_sources.ipynb #f6db3d1c
+def is_path(
+    source: str | Path,  # as for `raw_stories`
+) -> bool:
+    "Is it a file or folder, there or not, and neither the storybook nor on the hub?"
+    return str(source).partition(':')[0] not in ('storybook', *HUB)
+
+
 def source_files(
     source: str | Path,  # a story file, or a folder of them
 ) -> SplitFiles:
@@ -202,8 +210,7 @@ def source_notes(
     source: str | Path,  # as for `raw_stories`
 ) -> Iterator[str]:
     "Say which files of a folder are not read; nothing where all are."
-    is_named = str(source).partition(':')[0] in ('storybook', *HUB)
-    if is_named or not Path(source).is_dir():
+    if not (is_path(source) and Path(source).is_dir()):
         return
     files = set(itertools.chain(*source_files(source)))
     stories, skipped = folder_files(Path(source))

@@ -150,20 +150,24 @@ def capped_logits(self, states):
     return 30 * torch.tanh(scores / 30)
 
 
-def linear_rate(step, peak, warmup_steps, decay_steps, final_ratio):
-    "Warm-up, then straight down to the final rate."
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
-    return peak * (1 - (1 - final_ratio) * progress)
+def falling_rate(share_left):
+    "Warm-up, then what a function of the run's progress, 0 to 1, leaves of the peak."
+    def rate(step, peak, warmup_steps, decay_steps, final_ratio):
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
+        return peak * (final_ratio + (1 - final_ratio) * share_left(progress))
+    return rate
 
 
-def stable_rate(step, peak, warmup_steps, decay_steps, final_ratio):
-    "Warm-up, the peak for four fifths, then straight down (Hu et al., 2024)."
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = max(0.0, (step / decay_steps - 0.8) / 0.2)
-    return peak * (1 - (1 - final_ratio) * min(1.0, progress))
+def straight(progress):
+    "Straight down."
+    return 1 - progress
+
+
+def stable(progress):
+    "The peak for four fifths, then straight down (Hu et al., 2024)."
+    return min(1.0, 5 * (1 - progress))
 
 
 def unscaled_weights(model, std, n_layers):
@@ -194,8 +198,8 @@ VARIATIONS = {
     'z-loss': [patch(Piny, 'forward', loss_from_logits(z_loss))],
     'soft-cap': [patch(Piny, 'forward', loss_from_logits(F.cross_entropy)),
                  patch(Piny, 'logits', capped_logits)],
-    'linear': [patch(piny.training, 'learning_rate', linear_rate)],
-    'stable': [patch(piny.training, 'learning_rate', stable_rate)],
+    'linear': [patch(piny.training, 'learning_rate', falling_rate(straight))],
+    'stable': [patch(piny.training, 'learning_rate', falling_rate(stable))],
     'unscaled-weights': [patch(piny.model, 'init_weights', unscaled_weights)],
 }
 
