@@ -84,7 +84,7 @@ PRESETS = {
 }
 
 # %% ../nbs/21_config.ipynb #753a1c86
-CARD_CONFIG = TrainConfig()  # the defaults, which are the model card's
+CARD_CONFIG = TrainConfig()  # the card, with our assumptions
 MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 TRAIN_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 TRAIN_FIELDS -= {'model', 'preset'}
