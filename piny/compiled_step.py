@@ -43,7 +43,7 @@ class CompiledStep:
         self.weights, self.eps = weights, eps
         longest = max(weights.qkv.shape[2], weights.out.shape[2], weights.down.shape[2])
         int8 = weights.head.dtype == np.int8
-        self.counting = new_counting(weights.embed.dtype.type, int8, longest)
+        self.counting = new_counting(weights.norm.dtype.type, int8, longest)
 
     def __call__(
         self,
@@ -61,7 +61,7 @@ class CompiledStep:
                 f'Token {token} at position {position} was given, for slot {slot} of '
                 f'{cache.shape[3]} and with slots from {first_slot} on; expected a token '
                 f'below {vocab_size} and a position below {context}')
-        logits = np.empty(vocab_size, self.weights.embed.dtype)
+        logits = np.empty_like(self.weights.norm, shape=vocab_size)
         most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         threads = min(torch.get_num_threads(), most)
         counting = self.counting._replace(threads=threads)
@@ -74,16 +74,18 @@ class CompiledStep:
 # %% ../nbs/93b_compiled_step.ipynb #92323809
 def step_types(
     int8: bool,  # weights of eight bits
-    dtype: type = np.float32,  # of activations
+    dtype: type | None = None,  # of activations; None: float64 with eight bits, or float32
 ) -> tuple:  # Numba's types of all arguments of `step`
     "What the machine code of `step` depends on."
+    dtype = dtype or (np.float64 if int8 else np.float32)
+
     def array(axes, dtype=dtype):
         return np.empty((1,) * axes, dtype)
 
     by_layer = 'norm1', 'norm2', 'qkv_scale', 'out_scale', 'gate_up_scale', 'down_scale'
     arrays = {name: array(2) for name in by_layer}
     arrays |= {name: array(3, np.int8 if int8 else dtype) for name in MATRICES}
-    arrays |= dict(embed=array(2), norm=array(1))
+    arrays |= dict(embed=array(2, np.float32 if int8 else dtype), norm=array(1))
     arrays |= dict(head=arrays['head'][0], head_scale=array(1))
     rope = array(3, np.complex128 if dtype == np.float64 else np.complex64)
     weights = Weights(**arrays, rope=rope)

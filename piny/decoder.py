@@ -163,7 +163,8 @@ def step_weights(
 ) -> Any:  # the step's `Weights`
     "A model's weights as the step reads them."
     from piny.step import MATRICES, Weights  # the compiler is loaded where it is used
-    tensors = dict(weights or arrange_weights(model, int8), rope=complex_rope(model))
+    tensors = dict(weights or arrange_weights(model, int8))
+    tensors['rope'] = complex_rope(model, tensors['norm'].dtype)
     for name in MATRICES:
         matrix = tensors[name]
         tensors.setdefault(f'{name}_scale', matrix.new_ones(matrix.shape[:-1]))
@@ -208,6 +209,8 @@ class Decoder:
                 f'{str(weight.dtype)[6:]}; it needs a plain Llama with float32 weights on '
                 'a CPU: leave it out here')
         self.config, self.device = model.config, model.embed_tokens.weight.device
+        self.dtype = model.embed_tokens.weight.dtype  # of activations
+        self.scores_dtype = torch.promote_types(self.dtype, torch.float32)
         self.step: Callable | None = None
         self.fused = is_plain(model)
         if not self.fused:  # a block with something new tells by its own code
@@ -215,7 +218,8 @@ class Decoder:
             self.head: Callable = model.logits
             return
         weights = arrange_weights(model, int8)
-        self.model, self.rope = fused_copy(model, weights), complex_rope(model)
+        self.dtype = weights['norm'].dtype  # float64 with eight bits
+        self.model, self.rope = fused_copy(model, weights), complex_rope(model, self.dtype)
         self.layers: list[Any] = list(self.model.layers)
         self.head = PackedLinear(weights['head'])
         if int8:
@@ -244,8 +248,8 @@ class Decoder:
         "An empty cache, for one telling."
         c = self.config
         shape = (c.n_layers, 2, batch, c.n_kv_heads, max_len or c.context, c.head_size)
-        dtype = self.model.embed_tokens.weight.dtype
-        cache = KVCache(torch.zeros(shape, device=self.device, dtype=dtype), c.context)
+        keys_values = torch.zeros(shape, device=self.device, dtype=self.dtype)
+        cache = KVCache(keys_values, c.context)
         if padding and any(padding):
             cache.padding = torch.tensor(padding, device=self.device)[:, None]
         return cache
@@ -279,7 +283,7 @@ class Decoder:
         "The same through the model's blocks with fused products."
         batch, n_new = ids.shape
         rope = self.rope[cache.positions(n_new)]
-        x = self.model.embed_tokens(ids)
+        x = self.model.embed_tokens(ids).to(self.dtype)
         if n_new == 1:
             x = x[:, 0]  # two axes are faster than three
         for layer, attend in zip(self.layers, attend_by_layer(cache, n_new)):
@@ -293,8 +297,7 @@ class Decoder:
     ) -> torch.Tensor:  # (…, V)
         "Scores of each token of the vocabulary, in float32 or wider."
         with without_autocast(self.device):
-            scores = self.head(states)
-        return scores if scores.dtype == torch.float64 else scores.float()
+            return self.head(states).to(self.scores_dtype)
 
     def prefill(
         self,
@@ -318,4 +321,4 @@ class Decoder:
         keys_values = cache.keys_values[:, :, 0]
         logits = self.step(int(ids), slot - first_slot, slot, first_slot, keys_values)
         cache.length += 1
-        return logits[None]
+        return logits[None].to(self.scores_dtype)

@@ -93,7 +93,7 @@ class QuantizedLinear:
         per_one = 127 / rows.abs().amax(-1, keepdim=True).clamp(min=1e-30)
         inputs = (rows * per_one).round()
         if self.in_float is not None:
-            sums = self.in_float(inputs)
+            sums = self.in_float(inputs.float())
         else:
             sums = torch._int_mm(inputs.to(torch.int8), self.weight.T)
         return (sums * (1 / per_one) * self.scale).view(*x.shape[:-1], -1)
@@ -136,18 +136,22 @@ def arrange_weights(
         head=model.output_weight.detach())
     if int8:
         for name in 'qkv', 'out', 'gate_up', 'down', 'head':
-            weights[name], weights[f'{name}_scale'] = quantize_rows(weights[name])
+            weights[name], scale = quantize_rows(weights[name])
+            weights[f'{name}_scale'] = scale.double()
+        for name in 'norm1', 'norm2', 'norm':
+            weights[name] = weights[name].double()
     return weights
 
 # %% ../nbs/16b_fused.ipynb #ab27f9ba
 @torch.no_grad()
 def complex_rope(
     model: Piny,
+    dtype: torch.dtype,  # of activations
 ) -> torch.Tensor:  # (context, H + 2K, head_dim/2), complex
     "By what the pairs of each head are multiplied at each position."
     c = model.config
     half = c.head_size // 2
-    wide = torch.promote_types(model.norm.weight.dtype, torch.float32)
+    wide = torch.promote_types(dtype, torch.float32)  # there are no complex bfloat16
     turns = torch.complex(model.cos[:, :half].to(wide), model.sin[:, :half].to(wide))
     rope = turns[:, None].repeat(1, c.n_heads + 2 * c.n_kv_heads, 1)
     rope[:, :c.n_heads] *= c.head_size**-0.5  # attention's scale
@@ -179,7 +183,7 @@ class FusedAttention(nn.Module):
         "Let each token look back, by `attend`."
         B, T = shape
         H, K = self.n_heads, self.n_kv_heads
-        wide = torch.promote_types(x.dtype, torch.float32)  # there are no complex bfloat16
+        wide = torch.promote_types(x.dtype, torch.float32)  # that of `rope`
         heads = self.qkv_proj(x).to(wide)
         torch.view_as_complex(heads.view(B, T, H + 2 * K, -1, 2)).mul_(rope)
         heads = heads.view(B, T, H + 2 * K, self.head_dim).transpose(1, 2).to(x.dtype)
@@ -216,10 +220,11 @@ class FusedNorm(nn.Module):
 
     def __init__(
         self,
-        norm: RMSNorm,  # whose weight it shares
+        norm: RMSNorm,  # whose weight it shares, unless that has another type
+        dtype: torch.dtype,  # of activations
     ):
         super().__init__()
-        self.shared_weight, self.eps = norm.weight.detach(), norm.eps
+        self.shared_weight, self.eps = norm.weight.detach().to(dtype), norm.eps
 
     def forward(
         self,
@@ -233,9 +238,10 @@ class FusedNorm(nn.Module):
 
 def fused_norm(
     norm: Any,  # an `RMSNorm`
+    dtype: torch.dtype,  # of activations
 ) -> Any:  # a module of the same work
     "The norm as one operation of torch, where that changes nothing."
-    return FusedNorm(norm) if norm.weight.dtype.itemsize >= 4 else norm
+    return FusedNorm(norm, dtype) if dtype.itemsize >= 4 else norm
 
 # %% ../nbs/16b_fused.ipynb #bc697600
 def fused_copy(
@@ -254,12 +260,13 @@ def fused_copy(
     for buffer in model.buffers():
         shared[id(buffer)] = buffer.detach()
     fused = copy.deepcopy(model, shared)  # it copies only what is not in `shared`
+    dtype = weights['norm'].dtype
     for i, layer in enumerate(fused.layers):
-        layer.input_layernorm = fused_norm(layer.input_layernorm)
+        layer.input_layernorm = fused_norm(layer.input_layernorm, dtype)
         layer.self_attn = FusedAttention(model.config, linear('qkv', i), linear('out', i))
-        layer.post_attention_layernorm = fused_norm(layer.post_attention_layernorm)
+        layer.post_attention_layernorm = fused_norm(layer.post_attention_layernorm, dtype)
         layer.mlp = FusedSwiGLU(linear('gate_up', i), linear('down', i))
-    fused.norm = fused_norm(fused.norm)
+    fused.norm = fused_norm(fused.norm, dtype)
     return fused
 
 # %% ../nbs/16b_fused.ipynb #d618b6e5

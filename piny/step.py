@@ -329,7 +329,8 @@ def step(
     logits,  # (V,); changed
 ):
     "One token through the model: write the cache, and the scores of what may follow."
-    x = m.embed[token].copy()
+    x = np.empty_like(m.norm)
+    x[:] = m.embed[token]
     for layer in range(len(cache)):
         attention_layer(x, layer, position, slot, first_slot, cache, m, eps, counting)
         feed_forward_layer(x, layer, m, eps, counting)

@@ -117,7 +117,7 @@ def row_of(name, seed, run):
     "What is kept of a run: its losses, and what and where it was."
     import torch
 
-    from piny.tracking import read_metrics
+    from piny.metrics import read_metrics
     experiment, lines = EXPERIMENTS[name], read_metrics(run)
     curve = [[line['tokens'], round(line['val_bits_per_byte'], 5)]
              for line in lines if 'val_loss' in line]
