@@ -8,7 +8,9 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-docs, tuning = (cfg[f'{name}_requirements'].split() for name in ('docs', 'tuning'))
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('tuning', 'export', 'docs')}
+extras['dev'] = [*extras['docs'], *extras['tuning'], *extras['export'],
+                 *cfg['dev_requirements'].split()]
 
 setup(
     name=cfg['lib_name'],
@@ -31,7 +33,7 @@ setup(
     package_data={'piny': ['assets/**/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'tuning': tuning, 'docs': docs, 'dev': docs + tuning + cfg['dev_requirements'].split()},
+    extras_require=extras,
     entry_points={'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False,
 )

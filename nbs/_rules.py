@@ -16,7 +16,8 @@ WIDTH = 92  # characters that a line of code has at most: the site's column hold
 LONG_BODY = 25  # lines: a longer body is worth a look
 LONGEST_BODY = 40  # lines: a longer body is refused
 GROUND_FLOOR = '90'  # pages from this number on import nothing of the book
-LATE = {('model', 'pretrained')}  # imported inside a function, for `Piny.from_pretrained`
+# imported inside functions, for `Piny.from_pretrained`
+LATE = {('model', 'pretrained'), ('model', 'finding_weights')}
 MAY_BE_SHARED = {'main'}  # the one name that several modules export
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -283,6 +283,26 @@ def smalldocs(command, *options):
             if not any(note in line for note in EXPECTED_NOTES)]
 
 
+STORYTELLER = '<div class="storyteller"></div>'  # in a page: here it stands
+
+
+def write_storyteller(folder):
+    "Write the storyteller of the built-in weights, once for all pages; its element."
+    from piny.export import write_web
+    from piny.pretrained import load_checkpoint
+    write_web(*load_checkpoint('piny-mini'), folder)
+    html = (folder/'index.html').read_text(encoding='utf-8')
+    return re.search('<piny-storyteller.*</piny-storyteller>', html, re.S)[0]
+
+
+def with_storyteller(html, element, depth):
+    "A page with the storyteller where it asks for it."
+    web = '../' * depth + 'web/storyteller'
+    head = (f'<link rel="stylesheet" href="{web}.css">\n'
+            f'<script src="{web}.js" defer></script>\n')
+    return html.replace(STORYTELLER, head + element)
+
+
 def site(_):
     "Faults of the docs site; builds it into _docs/."
     from nbdev.serve import proc_nbs
@@ -294,11 +314,14 @@ def site(_):
     shutil.move('_proc/_site', '_docs')
     modules = book_modules()
     module_of = {page: module for module, page in modules.items()}
-    for path in Path('_docs').rglob('*.html'):
+    paths = list(Path('_docs').rglob('*.html'))
+    element = write_storyteller(Path('_docs/web'))
+    for path in paths:
         html = path.read_text(encoding='utf-8')
         html = formulas_as_mathml(plain_comments(html))
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
+        html = with_storyteller(html, element, len(path.parts) - 2)
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):

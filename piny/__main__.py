@@ -14,8 +14,8 @@ from pathlib import Path
 from .cli import run_command
 
 # %% ../nbs/95_commands.ipynb #17804282
-COMMANDS = ('train_ddp', 'sampling', 'evaluation', 'measures', 'dataset', 'tracking',
-            'tuning')
+COMMANDS = ('train_ddp', 'sampling', 'evaluation', 'measures', 'export', 'dataset',
+            'tracking', 'tuning')
 
 # %% ../nbs/95_commands.ipynb #510f33ad
 def read_source(

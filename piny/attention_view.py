@@ -15,10 +15,10 @@ import ipywidgets as widgets
 import torch
 
 from .explorers import added_text, encode_in_context
+from .finding_weights import default_checkpoint
 from .model import Piny
 from .panels import Panel, error_html, make_slider, make_text_area
 from .pretrained import load_checkpoint
-from .widgets import some_checkpoint
 
 # %% ../nbs/29c_attention_view.ipynb #expl0011
 class AttentionRecorder:
@@ -80,10 +80,10 @@ class AttentionView(Panel):
 
     def __init__(
         self,
-        checkpoint: str | Path | None = None,  # a run or checkpoint; None: the newest run
+        checkpoint: str | Path | None = None,  # a run or checkpoint; None: the newest
         text: str = 'Once upon a time, there was a girl named Lily. Lily had a red ball.',
     ):
-        self.model, self.tokenizer = load_checkpoint(checkpoint or some_checkpoint())
+        self.model, self.tokenizer = load_checkpoint(checkpoint or default_checkpoint())
         config = self.model.config
         self.text = make_text_area('Text', text, continuous_update=False)
         self.colour = widgets.ToggleButtons(

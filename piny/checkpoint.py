@@ -75,7 +75,7 @@ def copy_to_memory(
     tensors: dict[str, torch.Tensor],  # on any device
 ) -> dict[str, torch.Tensor]:
     "Copies of tensors, on the CPU."
-    return {name: tensor.detach().to('cpu', copy=True) for name, tensor in tensors.items()}
+    return {name: tensor.to('cpu', copy=True) for name, tensor in tensors.items()}
 
 
 def snapshot(

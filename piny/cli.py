@@ -32,8 +32,8 @@ def option(
 
 # %% ../nbs/91_cli.ipynb #5568973c
 EXPECTED = dict(
-    int_type='a whole number', int_from_float='a whole number', float_type='a number',
-    finite_number='a finite number', string_type='a text', bool_type='true or false',
+    int_type='a whole number', float_type='a number', finite_number='a finite number',
+    string_type='a text', bool_type='true or false',
     greater_than='more than {gt}', greater_than_equal='{ge} or more',
     less_than='less than {lt}', less_than_equal='{le} or less',
     literal_error='one of: {expected}', string_too_short='a text that is not empty',
@@ -120,7 +120,7 @@ def field_options(
         help_text = field.description.replace('%', '%%')
         if show_defaults and field.default not in (None, (), False):
             help_text += f' (default: {field.default})'.replace('%', '%%')
-        if hints[name] is bool and field.default is False:
+        if field.default is False:
             options[name] = dict(action='store_true', help=help_text)
         else:
             options[name] = dict(type=field_type(hints[name]), help=help_text)
@@ -137,10 +137,10 @@ def add_fields(
 ) -> None:
     "Add an option for each field of a class."
     for name, keywords in field_options(cls, show_defaults).items():
-        extra = cls.__pydantic_fields__[name].json_schema_extra or {}
+        extra = cls.__pydantic_fields__[name].json_schema_extra
         if name in leave_out:
             continue
-        if extra.get('positional'):
+        if extra['positional']:
             parser.add_argument(name, nargs='?', **keywords)
         else:
             parser.add_argument(f'--{name}', **keywords)
@@ -231,7 +231,7 @@ def print_json(
     value: Any,  # what JSON can say
 ) -> None:
     "Print a value as one line of JSON, in characters that standard output has."
-    encoding = (getattr(sys.stdout, 'encoding', None) or 'ascii').lower()
+    encoding = (getattr(sys.stdout, 'encoding', None) or '').lower()
     print(json.dumps(value, ensure_ascii=encoding not in ('utf-8', 'utf8')))
 
 # %% ../nbs/91_cli.ipynb #e86c445c

@@ -133,9 +133,7 @@ def compile_all() -> None:
     if folder is None:
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(Path(folder)/'piny-step.lock', timeout=0):
-            for int8 in False, True:
-                compile_step(int8)
-    except filelock.Timeout:
-        return
+    lock = filelock.FileLock(Path(folder)/'piny-step.lock', timeout=0)
+    with contextlib.suppress(filelock.Timeout), lock:
+        for int8 in False, True:
+            compile_step(int8)

@@ -155,7 +155,7 @@ def windows_per_process(
     "How many windows of a step each process computes; a remainder is refused."
     unit = config.seq_len * n_processes
     windows, remainder = divmod(config.tokens_per_step, unit)
-    if windows and not remainder:
+    if not remainder:
         return windows
     nearest = [f'{n * unit:,}' for n in (windows, windows + 1) if n]
     raise ValueError(

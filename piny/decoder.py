@@ -112,7 +112,7 @@ class CachedAttention:
     new_keys: torch.Tensor  # the last of them (B, K, T, head_dim); written to
     new_values: torch.Tensor  # likewise
     mask: torch.Tensor | None  # of `KVCache.mask`
-    scale: float = 1.0  # of queries, where the layer has not scaled them
+    scale: float  # of queries, where the layer has not scaled them; else 1
 
     def __call__(
         self,
@@ -155,7 +155,6 @@ def step_fits(
     return on_cpu and is_plain(model)
 
 
-@torch.no_grad()
 def step_weights(
     model: Piny,
     int8: bool = False,  # of eight bits?

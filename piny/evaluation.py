@@ -21,7 +21,7 @@ from .cli import checked, make_parser, option, print_json, run_command
 from .dataset import read_stories
 from .decoder import Decoder
 from .files import read_json
-from .finding_weights import find_checkpoint, newest_checkpoint
+from .finding_weights import default_checkpoint, find_checkpoint
 from .machine import resolve_device
 from .model import Piny
 from .pretrained import load_checkpoint
@@ -155,7 +155,8 @@ def evaluate(
 class EvaluationOptions:
     "Options of the command line."
     checkpoint: str | None = option(
-        None, 'a run folder or a checkpoint folder (default: the newest run in runs/)')
+        None, 'a run folder, a checkpoint folder or piny-mini (default: the newest run in '
+        'runs/; where there is none, piny-mini)')
     data: str | None = option(
         None, 'whose validation split to score: storybook, tinystories, or a path '
         '(default: the data that the run was trained on)')
@@ -183,7 +184,7 @@ def evaluate_checkpoint(
     "What the command line asks for."
     device = resolve_device(options.device)
     named = options.checkpoint
-    folder = find_checkpoint(named) if named else newest_checkpoint()
+    folder = find_checkpoint(named) if named else default_checkpoint()
     data = options.data or data_of_run(folder)
     model, tokenizer = load_checkpoint(folder, device)
     stories = itertools.islice(read_stories(data, 'validation'), options.max_stories)

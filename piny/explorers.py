@@ -14,12 +14,13 @@ from typing import Any, Callable, NamedTuple
 import ipywidgets as widgets
 import torch
 
+from .finding_weights import default_checkpoint
 from .model import Piny
 from .next_token import apply_repetition_penalty, filtered_probs
 from .panels import Panel, error_html, make_button, make_text_area, new_figure
 from .pretrained import load_checkpoint
 from .tokenizer import Tokenizer
-from .widgets import param_sliders, slider_values, some_checkpoint
+from .widgets import param_sliders, slider_values
 
 # %% ../nbs/29b_explorers.ipynb #expl0006
 CUTS = 'top_k', 'top_p', 'min_p'  # in the order in which they are made
@@ -135,10 +136,10 @@ class NextToken(Panel):
 
     def __init__(
         self,
-        checkpoint: str | Path | None = None,  # a run or checkpoint; None: the newest run
+        checkpoint: str | Path | None = None,  # a run or checkpoint; None: the newest
         prefix: str = 'Once upon a time, there was a little girl named',
     ):
-        self.model, self.tokenizer = load_checkpoint(checkpoint or some_checkpoint())
+        self.model, self.tokenizer = load_checkpoint(checkpoint or default_checkpoint())
         self.prefix = make_text_area('Text', prefix)
         self.prefix.observe(lambda change: self.read_prefix(), 'value')
         self.sliders = param_sliders()

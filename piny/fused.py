@@ -143,7 +143,6 @@ def arrange_weights(
     return weights
 
 # %% ../nbs/16b_fused.ipynb #ab27f9ba
-@torch.no_grad()
 def complex_rope(
     model: Piny,
     dtype: torch.dtype,  # of activations
@@ -256,9 +255,9 @@ def fused_copy(
 
     shared: dict[int, torch.Tensor] = {}
     for parameter in model.parameters():
-        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        shared[id(parameter)] = nn.Parameter(parameter, requires_grad=False)
     for buffer in model.buffers():
-        shared[id(buffer)] = buffer.detach()
+        shared[id(buffer)] = buffer
     fused = copy.deepcopy(model, shared)  # it copies only what is not in `shared`
     dtype = weights['norm'].dtype
     for i, layer in enumerate(fused.layers):

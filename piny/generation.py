@@ -92,7 +92,7 @@ def append(
     sequence.ids.append(token)
     sequence.window.append(token)
     reason, cut = finish_reason(sequence, tokenizer, context, slide), None
-    if sequence.params.stop and reason != 'eos':
+    if sequence.params.stop:
         start = len(tokenizer.decode(sequence.ids[:sequence.n_prompt]))
         cut = find_stop(tokenizer.decode(sequence.ids), sequence.params.stop, start)
         reason = reason if cut is None else 'stop'
@@ -212,7 +212,7 @@ def choose_tokens(
             apply_repetition_penalty(row, sequence.ids, sequence.params.repetition_penalty)
             for row, sequence in zip(logits, sequences)])
     numbers = [sequence.next_number() for sequence in sequences]
-    uniform = torch.tensor(numbers, device=logits.device)
+    uniform = torch.tensor(numbers)  # `draw` takes them to the device
     groups: dict[tuple, list[int]] = {}
     for i, sequence in enumerate(sequences):
         groups.setdefault(sequence.choice, []).append(i)

@@ -64,7 +64,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         table = weight.to(dtype)
         is_counted = targets != -100
         n_counted = is_counted.sum()
-        total = torch.zeros((), dtype=wide, device=states.device)
+        total = states.new_zeros((), dtype=wide)
         d_states = torch.zeros_like(states) if with_gradient else None
         d_weight = torch.zeros_like(weight) if with_gradient else None
 

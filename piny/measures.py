@@ -19,7 +19,7 @@ from .cli import checked, make_parser, option, print_json, run_command
 from .dataset import read_stories
 from .decoder import Decoder
 from .evaluation import data_of_run
-from .finding_weights import find_checkpoint, newest_checkpoint
+from .finding_weights import default_checkpoint, find_checkpoint
 from .model import Piny
 from .pretrained import load_checkpoint
 from .prompt_sheet import answer_sheet
@@ -212,7 +212,8 @@ def measure_model(
 class MeasureOptions:
     "Options of the command line."
     checkpoint: str | None = option(
-        None, 'a run folder or a Llama folder (default: the newest run in runs/)')
+        None, 'a run folder, a Llama folder or piny-mini (default: the newest run in '
+        'runs/; where there is none, piny-mini)')
     data: str | None = option(
         None, 'storybook, tinystories, or a path: whose stories to compare with '
         '(default: the data that the run was trained on)')
@@ -241,7 +242,7 @@ def print_measures(
 ) -> None:
     "Measure a checkpoint, and print a table or one JSON object."
     named = options.checkpoint
-    folder = find_checkpoint(named) if named else newest_checkpoint()
+    folder = find_checkpoint(named) if named else default_checkpoint()
     data = options.data or data_of_run(folder)
     measured = measure_model(*load_checkpoint(folder), data, options.n, seed=options.seed)
     if options.json:

@@ -308,20 +308,22 @@ class Piny(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,  # a Hugging Face Llama folder
+        folder: str | Path,  # a Hugging Face Llama folder, or as for `find_checkpoint`
         device: torch.device | str | None = None,  # where the model goes; None: the CPU
         dtype: torch.dtype | None = None,  # of the weights; None: float32
     ) -> 'Piny':
         "Read a model, or refuse its folder by a sentence (ValueError, FileNotFoundError)."
+        from piny.finding_weights import find_checkpoint
         from piny.pretrained import read_config, read_weights
 
+        folder = find_checkpoint(folder)
         config = read_config(folder)
         with torch.device('meta'):  # shapes only: no memory, no random numbers
             model = cls(config)
         weights = read_weights(folder, model.state_dict())
         for name, weight in weights.items():
             # a copy, since the file may be overwritten while the model lives
-            weights[name] = weight.to(device or 'cpu', dtype or torch.float32, copy=True)
+            weights[name] = weight.to(device, dtype or torch.float32, copy=True)
         model.load_state_dict(weights, assign=True)
         model.make_tables()
         return model
@@ -329,8 +331,9 @@ class Piny(nn.Module):
     def save_pretrained(
         self,
         folder: str | Path,  # made where there is none
+        dtype: torch.dtype | None = None,  # in the file; None: float32 or wider
     ) -> None:
         "Write the model as a Hugging Face Llama folder."
         from piny.pretrained import write_folder
 
-        write_folder(folder, self.config, self.state_dict())
+        write_folder(folder, self.config, self.state_dict(), dtype)

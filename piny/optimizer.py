@@ -50,7 +50,7 @@ def newton_schulz(
 ) -> torch.Tensor:  # the same shape and type, all singular values near 1
     "The nearest orthogonal matrix, roughly, by a quintic iteration (Jordan et al., 2024)."
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.to(dtype or gradient.dtype)
+    x = gradient.to(dtype=dtype)
     is_tall = x.size(0) > x.size(1)
     if is_tall:
         x = x.T  # the small side is the cheap one to square

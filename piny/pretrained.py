@@ -169,14 +169,15 @@ def write_folder(
     folder: str | Path,  # made where there is none
     config: ModelConfig,  # the model's shape
     weights: Mapping[str, torch.Tensor],  # the model's state_dict
+    dtype: torch.dtype | None = None,  # in the file; None: float32, or wider as they are
 ) -> None:
-    "Write a Hugging Face Llama folder, its weights in float32 or wider."
+    "Write a Hugging Face Llama folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, weight in weights.items():
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        tensors[llama_weight_name(name)] = weight.detach().to('cpu', dtype).contiguous()
+        in_file = dtype or torch.promote_types(weight.dtype, torch.float32)
+        tensors[llama_weight_name(name)] = weight.to('cpu', in_file).contiguous()
     data = safetensors.torch.save(tensors, metadata=dict(format='pt'))
     write_file(folder/'model.safetensors', data)
     generation = dict(bos_token_id=1, eos_token_id=2, pad_token_id=2)

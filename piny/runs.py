@@ -11,7 +11,6 @@ __all__ = ['RESUMABLE', 'RunState', 'data_identity', 'git_revision', 'describe_r
 # %% ../nbs/23_runs.ipynb #88019768
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import platform
@@ -109,12 +108,14 @@ def new_run_folder(
 ) -> Path:
     "Make a new folder in `runs/`, which nobody else has."
     name = f'runs/{preset}-{time.strftime("%Y%m%d-%H%M%S")}'
-    for i in itertools.count(1):
-        run = Path(name if i == 1 else f'{name}-{i}')
-        with contextlib.suppress(FileExistsError):  # two runs may begin in one second
+    run, n = Path(name), 1
+    while True:
+        try:
             run.mkdir(parents=True)
             return run
-    raise AssertionError('counting has no end')
+        except FileExistsError:  # two runs may begin in one second
+            n += 1
+            run = Path(f'{name}-{n}')
 
 # %% ../nbs/23_runs.ipynb #63142993
 RESUMABLE = ('max_steps', 'micro_batch', 'device', 'data')  # may change when a run goes on
@@ -210,7 +211,7 @@ def tokenizer_of_start(
     "The tokenizer that belongs to the weights of a run with `init_from`."
     if not config.init_from:
         return None
-    own_checkpoint = choose_checkpoint(config.out)[0] if goes_on and config.out else None
+    own_checkpoint = choose_checkpoint(str(config.out))[0] if goes_on else None
     return Tokenizer.from_pretrained(own_checkpoint or find_checkpoint(config.init_from))
 
 
@@ -305,7 +306,7 @@ def find_start(
         state = RunState(**{**dataclasses.asdict(state), **read_state(start)})
         notice = notice or f'{run} goes on after step {state.step:,}.'
     else:
-        notice = notice or f'{run} has no checkpoint yet; it starts from its beginning.'
+        notice = f'{run} has no checkpoint yet; it starts from its beginning.'
     if state.step < max_steps:
         say(notice)
     return start, state

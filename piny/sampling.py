@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .cleaning import remove_hidden
 from .cli import checked, make_parser, option, print_json, run_command, say
 from .decoder import Decoder, step_fits
-from .finding_weights import newest_checkpoint
+from .finding_weights import default_checkpoint
 from .generation import Sequence, find_stop, generate_steps, new_sequences
 from .machine import resolve_device
 from .model import Piny
@@ -130,7 +130,8 @@ class SamplingOptions:
         'a terminal)', positional=True)
     file: str | None = option(None, 'read the prompt from a file', min_length=1)
     checkpoint: str | None = option(
-        None, 'a run folder or a Llama folder (default: the newest run in runs/)',
+        None, 'a run folder, a Llama folder or piny-mini (default: the newest run in '
+        'runs/; where there is none, piny-mini)',
         min_length=1)
     n: int = option(1, 'tell so many stories side by side', ge=1)
     slide: bool = option(False, 'past the context: go on, seeing the newer half only')
@@ -235,7 +236,7 @@ def tell(
     "Tell what the command line asks for."
     device = resolve_device(options.device)
     prompt = read_prompt(options)
-    model, tokenizer = load_checkpoint(options.checkpoint or newest_checkpoint(), device)
+    model, tokenizer = load_checkpoint(options.checkpoint or default_checkpoint(), device)
     decoder = Decoder(model, options.int8)
     if options.n > 1 or options.json:
         tell_many(decoder, tokenizer, prompt or 'Once upon a time', params, options)

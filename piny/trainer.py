@@ -68,12 +68,12 @@ class Trainer:
     watch: Callable[[Path], Any] | None = None  # called after each validation
 
     pending: list[Measurement] = field(default_factory=list)  # not read yet
-    clock: float = 0.0  # when the last step was read, s
+    clock: float = math.nan  # when the last step was read, s
     speed: str = ''  # tokens a second and so on, in words
     stopping: bool = False  # has a signal come to any process?
     validation: dict[str, float] = field(default_factory=dict)  # the newest loss and ratios
     story: str = ''  # the newest story told
-    drawn: float = 0.0  # when loss.png was drawn, s
+    drawn: float = math.nan  # when loss.png was drawn, s
     saving: Future | None = None  # the checkpoint that is being written
     saving_best: float | None = None  # the best loss that this checkpoint tells of
 
@@ -120,7 +120,7 @@ def maybe_compile(
         torch.compiler.reset()
         return model
     finally:
-        model.zero_grad(set_to_none=True)
+        model.zero_grad()
 
 # %% ../nbs/25b_trainer.ipynb #019f4df7
 @contextlib.contextmanager
@@ -282,8 +282,8 @@ def validation_loss(
     "Loss on held-out stories, over all processes."
     share = inputs.stories[world.rank::world.size]
     sums = score_stories(model, inputs.tokenizer, share)
-    totals = (world.mean(*sums.values()) * world.size).tolist()
-    return loss_summary(dict(zip(sums, totals, strict=True)))
+    means = world.mean(*sums.values()).tolist()  # their ratios are those of the sums
+    return loss_summary(dict(zip(sums, means)))
 
 # %% ../nbs/25b_trainer.ipynb #cf829e60
 def write_above_bar(

@@ -40,7 +40,6 @@ from piny.trainer import (
     use_bf16,
     validation_loss,
     warn_on_error,
-    weight_dtype,
     write_above_bar,
 )
 
@@ -75,7 +74,7 @@ def accumulate_gradients(
     trainer: Trainer,
 ) -> torch.Tensor:  # the loss of this process
     "Forward and backward of all micro-batches of a step."
-    total = torch.zeros((), device=trainer.world.device, dtype=weight_dtype(trainer.config))
+    total = torch.zeros(())  # takes on the device and the type of what is added
     for i in range(trainer.accumulations):
         last = i == trainer.accumulations - 1
         exchange = trainer.world.size == 1 or last
@@ -103,10 +102,10 @@ def train_step(
     else:
         step_if_finite(trainer.optimizers, bool(finite))
     for optimizer in trainer.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     trainer.state.step += 1
-    numbers = torch.cat([means, grad_norm[None].to(means)])
+    numbers = torch.cat([means, grad_norm[None]])
     trainer.pending.append(Measurement(trainer.state.step, rate, copy_to_cpu(numbers)))
     n_unread = 1 if on_gpu else 0  # a GPU has its next step to do meanwhile
     while len(trainer.pending) > n_unread:
@@ -302,7 +301,7 @@ def finish(
 ) -> None:
     "Say how a run has ended; a StoppedBySignal if it was cut off, an OSError if not saved."
     step, run = trainer.state.step, trainer.run
-    if trainer.stopping and step < trainer.config.max_steps:
+    if step < trainer.config.max_steps:  # only a signal ends a run before
         raise StoppedBySignal(
             f'Stopped after step {step:,} and {"saved" if saved else "could not save"}; '
             f'go on with: python -m piny.train_ddp --resume {shlex.quote(str(run))}',
@@ -310,7 +309,7 @@ def finish(
     if not saved:
         raise OSError(f'The last step, {step:,}, could not be saved; make room, '
                       f'and go on with --resume {run}')
-    if trainer.world.is_main and trainer.validation:
+    if trainer.world.is_main:
         print(final_report(trainer), file=LossyStream(sys.stdout), flush=True)
 
 

