@@ -27,7 +27,8 @@ def new_counting(
     "Room and types for products in float, or in whole numbers."
     inputs: np.ndarray = np.empty(size, np.int16 if int8 else dtype)
     accumulator = np.int32(0) if int8 else dtype(0)
-    return Counting(inputs, dtype(127 if int8 else 0), accumulator, 1)
+    levels = 127 + 2**-30 if int8 else 0  # `INPUT_LEVELS` of the fused blocks
+    return Counting(inputs, dtype(levels), accumulator, 1)
 
 # %% ../nbs/93b_compiled_step.ipynb #bef46ed8
 class CompiledStep:

@@ -105,7 +105,7 @@ def multiply(
 def quantize_input(
     x,  # (M,), float
     inputs,  # room for M numbers: float, or int16; changed
-    levels,  # 127, or 0 for a plain copy; in the type of x
+    levels,  # 127 and a little, or 0 for a plain copy; in the type of x
 ):
     "Copy x, in whole numbers up to `levels` unless that is 0; give what a one is worth."
     one = levels * 0 + 1  # in the type of x
@@ -257,7 +257,7 @@ MATRICES = ('qkv', 'out', 'gate_up', 'down', 'head')
 class Counting(NamedTuple):
     "How the step counts, and on how many threads."
     inputs: np.ndarray  # room for the longest input of a product: float, or int16
-    levels: Any  # 127 for weights of eight bits, else 0; in the type of activations
+    levels: Any  # 127 and a little for eight bits, else 0; in the type of activations
     accumulator: Any  # zero: float, or int32
     threads: int  # how many work at once
 

@@ -10,7 +10,7 @@ const DAMAGED = 'the file is damaged, or none of Piny\'s; export it again.';
 
 /** Fetch a model, which may be gzipped; `progress` gets the bytes so far, and of all. */
 export async function fetchModel(url, progress = () => {}) {
-  const response = await fetch(url);
+  const response = await fetch(url, {cache: 'no-cache'});
   if (!response.ok) throw new Error(`${url} gives ${response.status}.`);
   const total = Number(response.headers.get('content-length')) || null;
   const reader = response.body.getReader(), chunks = [];
@@ -145,11 +145,12 @@ function multiply({weight, scale}, x, length, factor, y) {
   }
 }
 
-/** Round x to 127 levels, halves to even; give what a one is worth. */
+/** Round x to 127 levels, and a billionth (16b_fused); give what a one is worth. */
 function quantizeInput(x, inputs) {
   let largest = 1e-30;
   for (let i = 0; i < x.length; i++) largest = Math.max(largest, Math.abs(x[i]));
-  const perOne = 127 / largest, shift = 1.5 * 2 ** 52;  // there doubles are whole numbers
+  const perOne = (127 + 2 ** -30) / largest;
+  const shift = 1.5 * 2 ** 52;  // there doubles are whole numbers
   for (let i = 0; i < x.length; i++) inputs[i] = (x[i] * perOne + shift) - shift;
   return 1 / perOne;
 }
