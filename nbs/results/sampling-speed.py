@@ -223,23 +223,6 @@ def write_llama2c(model, folder):
     Path(folder, 'tokens.bin').write_bytes(struct.pack('<I', 8) + b''.join(entries))
 
 
-GGUF_NAMES = {  # ours to theirs, in a layer
-    'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'ffn_norm',
-    'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output',
-    'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down'}
-
-
-def gguf_tensors(model):
-    "The weights under the names that GGUF has for them."
-    tensors = {'token_embd.weight': model.embed_tokens.weight,
-               'output_norm.weight': model.norm.weight}
-    for i, layer in enumerate(model.layers):
-        for ours, theirs in GGUF_NAMES.items():
-            tensors[f'blk.{i}.{theirs}.weight'] = layer.get_parameter(f'{ours}.weight')
-    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
-
-
 def gguf_word(i):
     "The text of a token, in a vocabulary that means nothing."
     if i > 258:
@@ -247,38 +230,23 @@ def gguf_word(i):
     return f'<0x{i - 3:02X}>' if i > 2 else ('<unk>', '<s>', '</s>')[i]
 
 
-def write_gguf_head(writer, c):
-    "What GGUF says of a model before its weights."
-    writer.add_context_length(c.context)
-    writer.add_embedding_length(c.dim)
-    writer.add_block_count(c.n_layers)
-    writer.add_feed_forward_length(c.hidden_dim)
-    writer.add_head_count(c.n_heads)
-    writer.add_head_count_kv(c.n_kv_heads)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_rope_dimension_count(c.head_size)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model('llama')
-    writer.add_token_list([gguf_word(i) for i in range(c.vocab_size)])
-    writer.add_token_scores([0.0] * c.vocab_size)
-    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (c.vocab_size - 259))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-
-
 def write_gguf(model, folder):
-    "The model as GGUF, in float32 and Q8_0."
+    "The model as GGUF, in float32 and Q8_0, with a vocabulary that means nothing."
     import gguf
-    import numpy as np
-    q8 = gguf.GGMLQuantizationType.Q8_0
-    for kind in 'float32', 'int8':
+
+    from piny.gguf_file import add_shape, add_tensor, gguf_tensors
+    n = model.config.vocab_size
+    for kind, gguf_type in ('float32', 'f32'), ('int8', 'q8_0'):
         writer = gguf.GGUFWriter(f'{folder}/{kind}.gguf', 'llama')
-        write_gguf_head(writer, model.config)
-        for name, data in gguf_tensors(model).items():
-            if kind == 'int8' and data.ndim == 2:
-                writer.add_tensor(name, gguf.quants.quantize(data, q8), raw_dtype=q8)
-            else:
-                writer.add_tensor(name, np.ascontiguousarray(data))
+        add_shape(writer, model.config)
+        writer.add_tokenizer_model('llama')
+        writer.add_token_list([gguf_word(i) for i in range(n)])
+        writer.add_token_scores([0.0] * n)
+        writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (n - 259))
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        for name, numbers in gguf_tensors(model):
+            add_tensor(writer, name, numbers, gguf_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
