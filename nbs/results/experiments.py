@@ -2,7 +2,10 @@
 
     PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER [NAME …]
 
-Without names all experiments run, in their order. Each run writes one small file in
+    PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER --ablations
+
+Without names all experiments run, in their order; with `--ablations`, the model with one
+of its parts exchanged or left out. Each run writes one small file in
 `nbs/results/experiments/`; what has such a file is not run again, and what was cut off goes
 on from its last checkpoint. Several commands may share the work: give each its own names.
 """
@@ -80,17 +83,44 @@ EXPERIMENTS = {
     'soft-cap': small('Not the card: capped logits?', MUON, variation='soft-cap'),
 }
 
+# Ablations: half the size, half the tokens, three seeds.
+TINY = dict(vocab_size=1024, dim=96, hidden_dim=256, n_layers=4, n_heads=4, n_kv_heads=2,
+            tokens_per_step=4096)
+
+
+def ablation(question, variation=None, **changes):
+    "The plain model of half a million parameters, with one part exchanged or left out."
+    fields = {**TINY, **MUON, **changes}
+    return Experiment(question, fields, variation, tokens=1_000_000, seeds=(0, 1, 2))
+
+
+ABLATIONS = {
+    'plain': ablation('The model as it is'),
+    'layernorm': ablation('LayerNorm for RMSNorm', 'layernorm'),
+    'post-norm': ablation('Norms after each sum', 'post-norm'),
+    'no-positions': ablation('No positions', 'no-positions'),
+    'learned-positions': ablation('Learned positions for RoPE', 'learned-positions'),
+    'kv-heads-4': ablation('A key and value head for each query head', n_kv_heads=4),
+    'kv-heads-1': ablation('One key and value head for all', n_kv_heads=1),
+    'relu': ablation('ReLU for SwiGLU', 'relu'),
+    'gelu': ablation('GELU for SwiGLU', 'gelu'),
+    'untied': ablation('A head of its own', tie_embeddings=False),
+    'unscaled-weights': ablation('First weights of one size', 'unscaled-weights'),
+    'cut-stream': ablation('Windows cut from the stream', packing='stream'),
+}
+ALL = EXPERIMENTS | ABLATIONS
+
 
 def config_of(experiment, seed, run):
     "The configuration of a run."
     from piny.config import make_config
-    fields = dict(seq_len=512, tokens_per_step=8192, **dict(experiment.fields))
+    fields = dict(seq_len=512, tokens_per_step=8192) | experiment.fields
     steps = experiment.tokens // fields['tokens_per_step']
     warmup, decay = fields.pop('warmup') * steps, fields.pop('decay') * steps
     return make_config(
         'mini', data=os.environ['PINY_STORIES'], out=str(run), seed=seed, max_steps=steps,
         warmup_steps=max(1, round(warmup)), decay_steps=max(1, round(decay)),
-        eval_every=max(1, steps // 8), eval_stories=884, save_every=steps, **fields)
+        eval_every=max(1, steps // 4), eval_stories=884, save_every=steps, **fields)
 
 
 def train_or_go_on(experiment, seed, run):
@@ -114,12 +144,24 @@ def processor():
     return names[0] if names else platform.machine()
 
 
+def story_of(experiment, run):
+    "What the trained model makes of the book's example."
+    from variations import varied
+
+    from piny.pretrained import load_checkpoint
+    from piny.sampling import generate
+    with varied(experiment.variation):
+        model, tokenizer = load_checkpoint(run)
+        return generate(model, tokenizer, 'Lily lost her ball. She was sad.', seed=0,
+                        max_new_tokens=120)[0]
+
+
 def row_of(name, seed, run):
     "What is kept of a run: its losses, and what and where it was."
     import torch
 
     from piny.metrics import read_metrics
-    experiment, lines = EXPERIMENTS[name], read_metrics(run)
+    experiment, lines = ALL[name], read_metrics(run)
     curve = [[line['tokens'], round(line['val_bits_per_byte'], 5)]
              for line in lines if 'val_loss' in line]
     losses = [line['train_loss'] for line in lines if 'train_loss' in line]
@@ -128,7 +170,7 @@ def row_of(name, seed, run):
         name=name, seed=seed, question=experiment.question, fields=experiment.fields,
         variation=experiment.variation, tokens=lines[-1]['tokens'],
         bits_per_byte=curve[-1][1], train_loss=round(sum(last) / len(last), 4),
-        curve=curve, date=str(datetime.date.today()), processor=processor(),
+        curve=curve, story=story_of(experiment, run), date=str(datetime.date.today()), processor=processor(),
         torch=torch.__version__,
         command=f'python nbs/results/experiments.py --work FOLDER {name}')
 
@@ -137,20 +179,21 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help='run these only')
+    parser.add_argument('--ablations', action='store_true', help='run all ablations')
     parser.add_argument('--work', required=True, type=Path, help='folder of the runs')
     options = parser.parse_args()
     if 'PINY_STORIES' not in os.environ:
         parser.error('PINY_STORIES is not set; give it a folder of stories')
-    if unknown := set(options.names) - EXPERIMENTS.keys():
+    if unknown := set(options.names) - ALL.keys():
         parser.error(f'no such experiment: {", ".join(sorted(unknown))}; '
-                     f'there are {", ".join(EXPERIMENTS)}')
+                     f'there are {", ".join(ALL)}')
     ROWS.mkdir(exist_ok=True)
-    for name in options.names or EXPERIMENTS:
-        for seed in EXPERIMENTS[name].seeds:
+    for name in options.names or (ABLATIONS if options.ablations else EXPERIMENTS):
+        for seed in ALL[name].seeds:
             kept, run = ROWS/f'{name}-{seed}.json', options.work/f'{name}-{seed}'
             if kept.exists():
                 continue
-            train_or_go_on(EXPERIMENTS[name], seed, run)
+            train_or_go_on(ALL[name], seed, run)
             row = row_of(name, seed, run)
             kept.write_text(json.dumps(row, indent=1) + '\n')
             print(f'{name:20} seed {seed}: {row["bits_per_byte"]:.4f} bits per byte after '
