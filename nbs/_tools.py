@@ -1,7 +1,7 @@
 """What the project does to its own pages; exit code 1 where a command finds a fault.
 
     python nbs/_tools.py execute [PAGE …]  run pages in a fresh kernel, save their outputs
-    python nbs/_tools.py readme            make README.md from index.ipynb
+    python nbs/_tools.py readme            make README.md and book_map.svg from index.ipynb
     python nbs/_tools.py site              build the docs site into _docs/, without Quarto
     python nbs/_tools.py check             pages exported, clean, executed; README fresh;
                                            code as _rules.py wants it
@@ -19,6 +19,8 @@ import tempfile
 from html import unescape
 from pathlib import Path
 
+from _diagrams import book_map, map_parts
+from _drawing import svg_faults, svg_file
 from _rules import (
     NBS,
     ROOT,
@@ -168,6 +170,33 @@ def rerun(names):
 
 # ------------------------------------------------------------------------------ the README
 
+PICTURE = NBS/'book_map.svg'  # index.ipynb's diagram, which GitHub shows from a file only
+
+
+def shown_svg(cell):
+    "The diagram that a cell shows; empty if it shows none."
+    for output in cell.get('outputs', []):
+        html = ''.join(output.get('data', {}).get('text/html', ''))
+        if html.startswith('<svg'):
+            return html
+    return ''
+
+
+def picture_text():
+    "The diagram of index.ipynb as a file."
+    return svg_file(next(filter(None, map(shown_svg, read(NBS/'index.ipynb').cells))))
+
+
+def with_picture(notebook):
+    "Put the file of the diagram in the place of the cell that draws it."
+    for cell in notebook.cells:
+        svg = shown_svg(cell)
+        if svg:
+            alt = unescape(re.search('aria-label="(.*?)"', svg)[1])
+            cell.cell_type, cell.source = 'markdown', f'![{alt}](nbs/{PICTURE.name})'
+            del cell['outputs']
+
+
 def readme_text():
     "index.ipynb as Markdown, through the same processing as its docs page."
     from execnb.nbio import read_nb, write_nb
@@ -175,6 +204,7 @@ def readme_text():
     from nbdev.processors import FilterDefaults
     notebook = read_nb(NBS/'index.ipynb')
     FilterDefaults()(notebook)
+    with_picture(notebook)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/'index.ipynb'
         write_nb(notebook, path)
@@ -194,8 +224,9 @@ def readme_text():
 
 
 def readme(_):
-    "Write README.md."
+    "Write README.md and its picture."
     (ROOT/'README.md').write_text(readme_text(), encoding='utf-8')
+    PICTURE.write_text(picture_text(), encoding='utf-8')
     return []
 
 
@@ -303,6 +334,19 @@ def with_storyteller(html, element, depth):
     return html.replace(STORYTELLER, head + element)
 
 
+def with_map(
+    html,
+    page,  # its name, such as 08_rope
+):
+    "A page with the map of the whole under its title, its own part lit."
+    parts = map_parts(page)
+    if not parts:
+        return html
+    title = r'<header id="title-block-header".*?</header>'
+    return re.sub(title, lambda match: match[0] + book_map(parts).svg(), html, count=1,
+                  flags=re.S)
+
+
 def site(_):
     "Faults of the docs site; builds it into _docs/."
     from nbdev.serve import proc_nbs
@@ -322,6 +366,7 @@ def site(_):
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_storyteller(html, element, len(path.parts) - 2)
+        html = with_map(html, path.stem)
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):
@@ -379,6 +424,9 @@ def page_faults(path):
         where = f'{path.name}: cell {i}'
         if any(output.output_type == 'error' for output in cell.outputs):
             faults.append(f'{where} shows an error')
+        if shown_svg(cell):
+            faults += [f'{where}: its diagram: {fault}'
+                       for fault in svg_faults(shown_svg(cell))]
         if any(WIDGET in output.get('data', {}) for output in cell.outputs):
             faults.append(f'{where} has saved a widget that needs a kernel: run the page '
                           'with python nbs/_tools.py execute')
@@ -396,9 +444,11 @@ def check(_):
         faults = export_faults(copy) + clean_faults(copy)
     for path in pages():
         faults += page_faults(path)
-    if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
-        faults.append('README.md differs from nbs/index.ipynb: '
-                      'run python nbs/_tools.py readme')
+    texts = {ROOT/'README.md': readme_text(), PICTURE: picture_text()}
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding='utf-8') != text:
+            faults.append(f'{path.name} differs from nbs/index.ipynb: '
+                          'run python nbs/_tools.py readme')
     for note in code_notes():
         print(f'note {note}')
     return faults + code_faults()
