@@ -5,6 +5,7 @@ A function gives a `Drawing`, which a notebook shows. What a diagram is about is
 import bisect
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from math import cos, sin
 
 from _drawing import ACCENT, PALE, WIDTH, Box, Drawing, spread, text_width
@@ -286,28 +287,49 @@ def gate_diagram(
 def tokenizer_diagram(
     pieces: Sequence[tuple[str, int]],  # names of the pieces of a text, with their ids
 ) -> Drawing:
-    "A text's pieces and their ids; pieces that are a single byte are lit."
+    "A text's pieces and their ids; the bytes of a character are lit, and stand together."
     lines, left = [[]], 74
-    for piece, token_id in pieces:
-        width = max(text_width(piece) + 14, 42)
-        if left + width > WIDTH:
-            lines.append([])
-            left = 74
-        lines[-1].append((left + width / 2, width, piece, token_id))
-        left += width + 6
+    for is_bytes, group in groupby(pieces, key=lambda pair: byte_of(pair[0]) is not None):
+        group = list(group)
+        for part in [group] if is_bytes else [[pair] for pair in group]:
+            widths = [max(text_width(piece) + 14, 42) for piece, _ in part]
+            if left + sum(widths) + 6 * (len(part) - 1) > WIDTH:
+                lines.append([])
+                left = 74
+            for (piece, token_id), width in zip(part, widths):
+                lines[-1].append((left + width / 2, width, piece, token_id))
+                left += width + 6
     names = ', '.join(f'{piece} {token_id}' for piece, token_id in pieces)
-    drawing = Drawing(len(lines) * 96 - 10,
+    drawing = Drawing(len(lines) * 108 + 10,
                       f'The pieces of a text with their ids: {names}.')
     for i, line in enumerate(lines):
-        y = 18 + i * 96
-        drawing.label(4, y, 'pieces', 'start')
-        drawing.label(4, y + 54, 'ids', 'start')
-        for x, width, piece, token_id in line:
-            is_byte = re.fullmatch('<0x[0-9A-F]{2}>', piece) is not None
-            box = drawing.box(x, y, width, 30, piece, lit=is_byte)
-            drawing.arrow(box.bottom, (x, y + 42))
-            drawing.label(x, y + 54, str(token_id), code=True)
+        draw_pieces(drawing, line, 18 + i * 108)
     return drawing
+
+
+def byte_of(piece):
+    "The byte that a piece stands for, as two digits; None for any other piece."
+    match = re.fullmatch('<0x([0-9A-F]{2})>', piece)
+    return match and match[1]
+
+
+def draw_pieces(drawing, line, y):
+    "A line of pieces and ids, with the characters that bytes make."
+    drawing.label(4, y, 'pieces', 'start')
+    drawing.label(4, y + 54, 'ids', 'start')
+    for x, width, piece, token_id in line:
+        box = drawing.box(x, y, width, 30, piece, lit=byte_of(piece) is not None)
+        drawing.arrow(box.bottom, (x, y + 42))
+        drawing.label(x, y + 54, str(token_id), code=True)
+    in_bytes = [entry for entry in line if byte_of(entry[2])]
+    if in_bytes:
+        digits = ''.join(byte_of(piece) for _, _, piece, _ in in_bytes)
+        text = bytes.fromhex(digits).decode(errors='replace')
+        left = in_bytes[0][0] - in_bytes[0][1] / 2
+        right = in_bytes[-1][0] + in_bytes[-1][1] / 2
+        drawing.line((left, y + 64), (left, y + 69), (right, y + 69), (right, y + 64),
+                     color=ACCENT)
+        drawing.label((left + right) / 2, y + 82, f'the bytes of {text}')
 
 
 def packing_diagram(
