@@ -1,0 +1,331 @@
+"""A small Hugging Face hub on this machine, for tests of the hub's own clients.
+
+    with Hub() as hub:
+        hub.add('datasets/who/what', {'train.txt': b'One day.'}, commit='0' * 40)
+        done = hub.python('print(1)')  # a child process that knows no other hub
+
+It serves repositories, takes uploads (git LFS, as `huggingface_hub` asks for it without
+Xet), and fails as it is told to.
+"""
+import base64
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+NEVER = 'never'  # no answer at all
+BREAK = 'break'  # once: half of what was promised, and the end of the connection
+REPO = r'(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)'
+REVISION = r'(?P<revision>[\w.-]+)'
+
+
+class Answer(NamedTuple):
+    "What goes back to the client."
+    status: int
+    body: bytes = b''
+    headers: dict = {}
+
+
+def as_json(value, status=200):
+    "An answer in JSON."
+    return Answer(status, json.dumps(value).encode(), {'Content-Type': 'application/json'})
+
+
+class Done(NamedTuple):
+    "How a child process ended."
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+class Hub:
+    "A hub on the loopback address; it serves while its `with` block runs."
+
+    def __init__(
+        self,
+        token='hf_right',  # the only one that this hub knows
+        may_write=True,  # whether it permits to write
+    ):
+        self.token = token
+        self.may_write = may_write
+        self.repositories = {}  # name to commit to path to content; in order, newest last
+        self.large_files = {}  # sha256 to content
+        self.faults = {}  # a pattern in a request's path to a status, NEVER or BREAK
+        self.requests = []  # 'METHOD path', and the range where there is one
+        self.closing = threading.Event()
+        self.folder = tempfile.TemporaryDirectory()
+
+    def add(self, name, files, commit='0' * 40):
+        "Add a repository, or a commit to one; the last that was added is `main`."
+        self.repositories.setdefault(name, {})[commit] = dict(files)
+
+    def files(self, name, revision='main'):
+        "The files at a revision; None where there is no such thing."
+        commits = self.repositories.get(name, {})
+        commit = list(commits)[-1] if revision == 'main' and commits else revision
+        return commit, commits.get(commit)
+
+    def __enter__(self):
+        handler = type('HubHandler', (Handler,), dict(hub=self))
+        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        self.address = f'http://127.0.0.1:{self.server.server_port}'
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.folder.cleanup()
+
+    def environment(self, **variables):
+        "The variables of a child process that knows this hub and no other."
+        variables = dict(
+            HF_ENDPOINT=self.address, HF_HOME=self.folder.name, NO_PROXY='127.0.0.1',
+            no_proxy='127.0.0.1', HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1',
+            PYTHONUNBUFFERED='1', **variables)
+        inherited = {name: value for name, value in os.environ.items()
+                     if not name.startswith('HF_') and name != 'HUGGING_FACE_HUB_TOKEN'}
+        return {**inherited, **variables}
+
+    def python(self, program, *args, limit=120, **variables):
+        "Run a program in a child process; it may take so many seconds."
+        command = [sys.executable, '-c', program, *map(str, args)]
+        return self.run(command, limit, **variables)
+
+    def run(self, command, limit=120, **variables):
+        "Run a command likewise."
+        start = time.monotonic()
+        done = subprocess.run(command, env=self.environment(**variables), timeout=limit,
+                              stdin=subprocess.DEVNULL, capture_output=True,
+                              encoding='utf-8')
+        seconds = time.monotonic() - start
+        return Done(done.returncode, done.stdout, done.stderr, seconds)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    "Answers one connection of a client."
+    hub: Hub
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *_):
+        "Say nothing."
+
+    def do_GET(self):
+        "Answer a request, by a fault or by what is asked for."
+        path = unquote(urlsplit(self.path).path)
+        length = int(self.headers.get('Content-Length') or 0)
+        body = self.rfile.read(length)
+        asked_range = self.headers.get('Range')
+        self.hub.requests.append(
+            f'{self.command} {path}' + (f' {asked_range}' if asked_range else ''))
+        fault = self.fault(path)
+        if fault == NEVER:
+            self.hub.closing.wait()
+            self.close_connection = True
+            return
+        refusal = Answer(fault, b'no') if isinstance(fault, int) else None
+        answer = refusal or self.answer(path, body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send(answer, half=fault == BREAK)
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def fault(self, path):
+        "The fault that a path has, or None; a connection breaks once."
+        for pattern, fault in list(self.hub.faults.items()):
+            if not re.search(pattern, path):
+                continue
+            if fault != BREAK:
+                return fault
+            if self.command == 'GET' and self.hub.faults.pop(pattern, None):
+                return fault
+        return None
+
+    def send(self, answer, half):
+        "Send an answer, or the half of it."
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header('Content-Length', str(len(answer.body)))
+        self.end_headers()
+        if self.command == 'HEAD':
+            return
+        if half:
+            self.wfile.write(answer.body[:len(answer.body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(answer.body)
+
+    def answer(self, path, body):
+        "Find out what is asked for."
+        authorization = self.headers.get('Authorization')
+        is_upload = re.match('PUT /lfs/', f'{self.command} {path}')  # a signed address
+        if authorization not in (None, f'Bearer {self.hub.token}'):
+            return as_json(dict(error='Invalid credentials in Authorization header'), 401)
+        for pattern, method in ROUTES.items():
+            match = re.fullmatch(pattern, f'{self.command} {path}')
+            if match:
+                writes = self.command in ('POST', 'PUT') and method != Handler.paths_info
+                if writes and not authorization and not is_upload:
+                    return as_json(dict(error='Unauthorized'), 401)
+                if writes and not self.hub.may_write:
+                    return as_json(dict(error='Forbidden'), 403)
+                return method(self, body, **match.groupdict())
+        return as_json(dict(error='Not Found'), 404)
+
+    # ------------------------------------------------------------------------- reading
+
+    def who(self, body):
+        "Whose token it is."
+        if self.headers.get('Authorization') is None:
+            return as_json(dict(error='Unauthorized'), 401)
+        return as_json(dict(type='user', name='who', orgs=[]))
+
+    def info(self, body, repo, revision=None):
+        "What a repository holds."
+        commit, files = self.hub.files(repo, revision or 'main')
+        if files is None:
+            kind = 'Revision' if repo in self.hub.repositories else 'Repo'
+            answer = as_json(dict(error=f'{kind} not found'), 404)
+            answer.headers['X-Error-Code'] = f'{kind}NotFound'
+            return answer
+        siblings = [dict(rfilename=path) for path in files]
+        return as_json(dict(id=repo.removeprefix('datasets/'), sha=commit, private=False,
+                            siblings=siblings, tags=[]))
+
+    def tree(self, body, repo, revision, folder=''):
+        "The files and folders in a folder, or below it."
+        _, files = self.hub.files(repo, revision)
+        folder = f'{folder}/' if folder else ''
+        below = [path for path in files or () if path.startswith(folder)]
+        if not below:
+            return Answer(404, b'', {'X-Error-Code': 'EntryNotFound'})
+        recursive = re.search('recursive=true', self.path, re.I)
+        entries = {}
+        for path in below:
+            name, slash, _ = path.removeprefix(folder).partition('/')
+            if slash:
+                entries[folder + name] = dict(type='directory', path=folder + name,
+                                              size=0, oid='0' * 40)
+            if recursive or not slash:
+                entries[path] = entry(path, files[path])
+        return as_json(list(entries.values()))
+
+    def paths_info(self, body, repo, revision):
+        "What some paths are."
+        _, files = self.hub.files(repo, revision)
+        text = unquote(body.decode()).replace('+', ' ')
+        asked = re.findall('paths=([^&]*)', text) or json.loads(text)['paths']
+        return as_json([entry(path, files[path]) for path in asked if path in files])
+
+    def resolve(self, body, repo, revision, path):
+        "A file, or a range of its bytes."
+        commit, files = self.hub.files(repo, revision)
+        if files is None or path not in files:
+            return Answer(404, b'', {'X-Error-Code': 'EntryNotFound'})
+        content, status = files[path], 200
+        headers = {'ETag': f'"{hashlib.sha1(content).hexdigest()}"',
+                   'X-Repo-Commit': commit, 'Accept-Ranges': 'bytes',
+                   'Content-Type': 'application/octet-stream'}
+        match = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
+        if match:
+            begin, last = int(match[1]), int(match[2] or len(content) - 1)
+            if begin >= len(content):
+                return Answer(416)
+            last = min(last, len(content) - 1)
+            headers['Content-Range'] = f'bytes {begin}-{last}/{len(content)}'
+            content, status = content[begin:last + 1], 206
+        return Answer(status, content, headers)
+
+    # ------------------------------------------------------------------------- writing
+
+    def create(self, body):
+        "A new repository, which is empty."
+        asked = json.loads(body)
+        name = f'{asked["organization"] or "who"}/{asked["name"]}'
+        url = f'{self.hub.address}/{name}'
+        if name in self.hub.repositories:
+            return as_json(dict(error='You already created this repo', url=url), 409)
+        self.hub.add(name, {}, hashlib.sha1(name.encode()).hexdigest())
+        return as_json(dict(url=url, name=name))
+
+    def preupload(self, body, repo, revision):
+        "Which files are large."
+        files = json.loads(body)['files']
+        return as_json(dict(files=[
+            dict(path=file['path'], shouldIgnore=False,
+                 uploadMode='lfs' if file['path'].endswith('.safetensors') else 'regular')
+            for file in files]))
+
+    def batch(self, body, repo):
+        "Where the large files go."
+        objects = []
+        for item in json.loads(body)['objects']:
+            upload = dict(href=f'{self.hub.address}/lfs/{item["oid"]}', header={})
+            verify = dict(href=f'{self.hub.address}/verify', header={})
+            objects.append({**item, 'actions': dict(upload=upload, verify=verify)})
+        return as_json(dict(transfer='basic', objects=objects))
+
+    def take(self, body, sha256):
+        "A large file, whose name is its hash."
+        if hashlib.sha256(body).hexdigest() != sha256:
+            return Answer(422, b'another hash')
+        self.hub.large_files[sha256] = body
+        return Answer(200)
+
+    def verify(self, body):
+        "Whether a large file came whole."
+        asked = json.loads(body)
+        content = self.hub.large_files.get(asked['oid'], b'')
+        return Answer(200 if len(content) == asked['size'] else 422)
+
+    def commit(self, body, repo, revision):
+        "A commit: small files within, large ones by their hashes."
+        _, files = self.hub.files(repo, revision)
+        if files is None:
+            return as_json(dict(error='Repo not found'), 404)
+        files = dict(files)
+        for line in map(json.loads, body.splitlines()):
+            value = line['value']
+            if line['key'] == 'file':
+                files[value['path']] = base64.b64decode(value['content'])
+            if line['key'] == 'lfsFile':
+                files[value['path']] = self.hub.large_files[value['oid']]
+        commit = hashlib.sha1(body).hexdigest()
+        self.hub.add(repo, files, commit)
+        return as_json(dict(success=True, commitOid=commit,
+                            commitUrl=f'{self.hub.address}/{repo}/commit/{commit}'))
+
+
+def entry(path, content):
+    "What the hub says of a file."
+    return dict(type='file', path=path, size=len(content),
+                oid=hashlib.sha1(content).hexdigest())
+
+
+API = f'/api/(?:models/)?{REPO}'
+ROUTES = {
+    'GET /api/whoami-v2': Handler.who,
+    f'GET {API}': Handler.info,
+    f'GET {API}/revision/{REVISION}': Handler.info,
+    f'GET {API}/tree/{REVISION}(?:/(?P<folder>.+))?': Handler.tree,
+    f'POST {API}/paths-info/{REVISION}': Handler.paths_info,
+    f'(?:GET|HEAD) /{REPO}/resolve/{REVISION}/(?P<path>.+)': Handler.resolve,
+    'POST /api/repos/create': Handler.create,
+    f'POST {API}/preupload/{REVISION}': Handler.preupload,
+    rf'POST /{REPO}\.git/info/lfs/objects/batch': Handler.batch,
+    'PUT /lfs/(?P<sha256>[0-9a-f]{64})': Handler.take,
+    'POST /verify': Handler.verify,
+    f'POST {API}/commit/{REVISION}': Handler.commit,
+}
