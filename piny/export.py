@@ -29,7 +29,7 @@ from .finding_weights import default_checkpoint
 from .fused import arrange_weights, is_plain
 from .gguf_file import GgufType, write_gguf
 from .model import Piny
-from .model_card import write_model_folder
+from .model_card import check_push, push_folder, write_model_folder
 from .pretrained import load_checkpoint
 from .sampling import generate
 from .tokenizer import Tokenizer
@@ -175,6 +175,10 @@ class FolderOptions:
     license: str | None = option(None, 'as the hub names it, such as apache-2.0')
     bfloat16: bool = option(False, 'round the weights to two bytes each')
     measures: str | None = option(None, 'a file of python -m piny.measures --json')
+    push_to_hub: str | None = option(
+        None, 'upload the folder to this repository on the Hugging Face hub, such as '
+        'who/what; where there is none, it is made', min_length=1)
+    private: bool = option(False, 'make that repository for its owner only')
 
 
 # %% ../nbs/30c_export.ipynb #5b1d30a2
@@ -204,14 +208,19 @@ def export_folder(
     options: ExportOptions,
     folder_options: FolderOptions,
 ) -> None:
-    "Write a Hugging Face folder with its model card."
+    "Write a Hugging Face folder with its model card, and upload it where that is asked."
     checkpoint, measured = options.checkpoint or default_checkpoint(), None
+    if folder_options.push_to_hub:
+        check_push(folder_options.push_to_hub)
     if folder_options.measures:
         measured = read_json(folder_options.measures)
     write_model_folder(
         checkpoint, options.place, folder_options.name, folder_options.bfloat16,
         license=folder_options.license, measured=measured)
     print(f'{options.out}: a model and its card, README.md')
+    if folder_options.push_to_hub:
+        print(push_folder(options.place, folder_options.push_to_hub,
+                          folder_options.private))
 
 
 # %% ../nbs/30c_export.ipynb #3f3509a4
