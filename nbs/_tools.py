@@ -284,23 +284,47 @@ def smalldocs(command, *options):
 
 
 STORYTELLER = '<div class="storyteller"></div>'  # in a page: here it stands
+INSIDE = '<div class="inside" data-view="{}"></div>'  # likewise, a view of <piny-inside>
+LIVE_HEAD = """<link rel="stylesheet" href="{0}/storyteller.css">
+<link rel="stylesheet" href="{0}/inside.css">
+<script src="{0}/storyteller.js" defer></script>
+<script src="{0}/inside.js" defer></script>
+"""
 
 
-def write_storyteller(folder):
-    "Write the storyteller of the built-in weights, once for all pages; its element."
+def write_live(folder):
+    "Write the built-in weights' web folder, once for all pages; elements by their places."
     from piny.export import write_web
     from piny.pretrained import load_checkpoint
     write_web(*load_checkpoint('piny-mini'), folder)
     html = (folder/'index.html').read_text(encoding='utf-8')
-    return re.search('<piny-storyteller.*</piny-storyteller>', html, re.S)[0]
+    storyteller = re.search('<piny-storyteller.*</piny-storyteller>', html, re.S)
+    elements = {STORYTELLER: storyteller[0]}
+    html = (folder/'inside.html').read_text(encoding='utf-8')
+    for element in re.findall('<piny-inside.*?</piny-inside>', html, re.S):
+        view = re.search(r'view="(\w+)"', element)[1]
+        elements[INSIDE.format(view)] = element
+    return elements
 
 
-def with_storyteller(html, element, depth):
-    "A page with the storyteller where it asks for it."
-    web = '../' * depth + 'web/storyteller'
-    head = (f'<link rel="stylesheet" href="{web}.css">\n'
-            f'<script src="{web}.js" defer></script>\n')
-    return html.replace(STORYTELLER, head + element)
+def with_live(html, elements, depth):
+    "A page with the storyteller, or a view, where it asks for it."
+    places = [place for place in elements if place in html]
+    if not places:
+        return html
+    html = html.replace('</head>', LIVE_HEAD.format('../' * depth + 'web') + '</head>', 1)
+    for place in places:
+        html = html.replace(place, elements[place])
+    return html
+
+
+def remove_web_fonts(folder):
+    "Take out of the themes what they would load from another host: fonts."
+    for path in folder.rglob('*.css'):
+        text = path.read_text(encoding='utf-8')
+        own = re.sub(r'@import url\(https?://[^)]*\);', '', text)
+        if own != text:
+            path.write_text(own, encoding='utf-8')
 
 
 def site(_):
@@ -315,13 +339,14 @@ def site(_):
     modules = book_modules()
     module_of = {page: module for module, page in modules.items()}
     paths = list(Path('_docs').rglob('*.html'))
-    element = write_storyteller(Path('_docs/web'))
+    elements = write_live(Path('_docs/web'))
+    remove_web_fonts(Path('_docs'))
     for path in paths:
         html = path.read_text(encoding='utf-8')
         html = formulas_as_mathml(plain_comments(html))
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
-        html = with_storyteller(html, element, len(path.parts) - 2)
+        html = with_live(html, elements, len(path.parts) - 2)
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):

@@ -52,6 +52,7 @@ const BOS = 1, EOS = 2, utf8 = new TextEncoder();
 export class Tokenizer {
   constructor({pieces, scores, types}) {
     this.scores = scores;
+    this.pieces = pieces;
     this.ids = new Map();  // of pieces that text is made of
     this.byteIds = [];
     this.bytes = pieces.map((piece, id) => this.readPiece(piece, types[id], id));
@@ -163,7 +164,7 @@ function normalize(x, weight, eps, y) {
   for (let i = 0; i < x.length; i++) y[i] = x[i] * factor * weight[i];
 }
 
-/** Attention of one head over the slots of the cache up to `end` (09_attention). */
+/** Attention of one head over the cache up to `end` (09_attention); `weights` are kept. */
 function attend(query, keys, values, end, weights, y) {
   const size = query.length;
   let largest = -Infinity, total = 0;
@@ -176,7 +177,7 @@ function attend(query, keys, values, end, weights, y) {
   for (let s = 0; s < end; s++) total += weights[s] = Math.exp(weights[s] - largest);
   y.fill(0);
   for (let s = 0; s < end; s++) {
-    const weight = weights[s] / total;
+    const weight = weights[s] /= total;
     for (let d = 0; d < size; d++) y[d] += weight * values[s * size + d];
   }
 }
@@ -198,7 +199,7 @@ export class Decoder {
     this.heads = new Float64Array((n_heads + 2 * n_kv_heads) * head_size);
     this.mixed = new Float64Array(n_heads * head_size);
     this.gateUp = new Float64Array(2 * hidden_dim);
-    this.attention = new Float64Array(this.context);
+    this.attention = Array.from({length: n_heads}, () => new Float64Array(this.context));
   }
 
   byLayer(weight, scale) {
@@ -226,15 +227,20 @@ export class Decoder {
     normalize(this.x, weight, this.norm_eps, y);
   }
 
+  embedding(token) {
+    return this.weights.embed.subarray(token * this.dim, (token + 1) * this.dim);
+  }
+
   /** Read one token into the cache; the stream is then what the head takes. */
-  read(token, cache) {
+  read(token, cache, afterLayer = () => {}) {  // 12_model
     const {x, z, dim} = this;
-    for (let i = 0; i < dim; i++) x[i] = this.weights.embed[token * dim + i];
+    x.set(this.embedding(token));
     for (let layer = 0; layer < this.n_layers; layer++) {
       this.attentionLayer(layer, cache);
       for (let i = 0; i < dim; i++) x[i] += z[i];
       this.feedForwardLayer(layer);
       for (let i = 0; i < dim; i++) x[i] += z[i];
+      afterLayer();
     }
     this.norm('norm', 0, x);
     cache.length++;
@@ -255,7 +261,7 @@ export class Decoder {
       const at = layer * n_kv_heads + Math.floor(h * n_kv_heads / n_heads);
       const start = h * head_size, end = start + head_size;
       attend(heads.subarray(start, end), cache.keys[at], cache.values[at], cache.length + 1,
-             this.attention, mixed.subarray(start, end));
+             this.attention[h], mixed.subarray(start, end));
     }
     this.multiply(this.matrices.out[layer], mixed, this.z);
   }
@@ -276,21 +282,27 @@ export class Decoder {
   }
 
   feedForwardLayer(layer) {  // 10_swiglu
-    const {gateUp, hidden_dim} = this, hidden = gateUp.subarray(0, hidden_dim);
+    const {gateUp, hidden_dim} = this, hidden = gateUp.subarray(hidden_dim);
     this.norm('norm2', layer, this.z);
     this.multiply(this.matrices.gate_up[layer], this.z, gateUp);
     for (let i = 0; i < hidden_dim; i++) {
       const gate = gateUp[i];
-      hidden[i] = gate / (1 + Math.exp(-gate)) * gateUp[hidden_dim + i];
+      hidden[i] *= gate / (1 + Math.exp(-gate));
     }
     this.multiply(this.matrices.down[layer], hidden, this.z);
   }
 
   /** Scores of the next token, after `read`. */
-  logits() {
+  logits(states = this.x) {
     const logits = new Float32Array(this.vocab_size);
-    this.multiply(this.head, this.x, logits);
+    this.multiply(this.head, states, logits);
     return logits;
+  }
+
+  /** The same as if the stream ended at this layer: through the last norm at once. */
+  logitsHere() {
+    this.norm('norm', 0, this.z);
+    return this.logits(this.z);
   }
 }
 
@@ -442,4 +454,52 @@ export class Sequence {
     this.cache = this.decoder.newCache();
     this.slides++;
   }
+}
+
+// ------------------------------------------------ what a text passes through (30c_export)
+
+const N_TOP = 5;  // likeliest next tokens of each layer
+
+/** How little a token was expected, in bits (19_evaluation). */
+function surprise(logits, id) {
+  const largest = logits.reduce((most, logit) => Math.max(most, logit), -Infinity);
+  const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
+  return (Math.log(total) + largest - logits[id]) / Math.LN2;
+}
+
+/** What a layer shows of the token that it has just read, the last of `n`. */
+function recordLayer(decoder, tokenizer, n) {
+  const {attention, gateUp, hidden_dim, x} = decoder;
+  const open = gateUp.subarray(0, hidden_dim).filter(gate => gate > 0).length;
+  const logits = decoder.logitsHere().subarray(0, tokenizer.bytes.length);
+  const {ids, probs} = sortedProbs(logits, 1);
+  return {
+    attention: attention.map(weights => weights.slice(0, n)),  // of each head
+    open,  // gates above zero, of hidden_dim (10_swiglu)
+    stream: x.slice(),  // 12_model
+    top: Array.from(ids.subarray(0, N_TOP), (id, place) => (
+      {id, piece: tokenizer.pieces[id], prob: probs[place]})),
+  };
+}
+
+/** Run a text, and give of each token: piece, surprise, embedding, and what layers did. */
+export function lookInside(decoder, tokenizer, text, most) {
+  const ids = text.length > most * tokenizer.longest ? [] : tokenizer.encode(text);
+  if (!ids.length || ids.length > most) {
+    const given = ids.length ? `${ids.length} tokens` : `${text.length} characters`;
+    throw new Error(`The text has ${given}, but ${most} tokens are all that is shown; ` +
+                    'shorten it.');
+  }
+  const cache = decoder.newCache(), tokens = [];
+  let logits = null;
+  for (const id of ids) {
+    const bits = logits && surprise(logits, id), layers = [];
+    decoder.read(id, cache, () => {
+      layers.push(recordLayer(decoder, tokenizer, tokens.length + 1));
+    });
+    logits = decoder.logits().subarray(0, tokenizer.bytes.length);
+    const embedding = decoder.embedding(id).slice();
+    tokens.push({id, piece: tokenizer.pieces[id], bits, embedding, layers});
+  }
+  return tokens;
 }

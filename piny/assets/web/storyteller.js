@@ -64,7 +64,55 @@
   const percent = share => `${(100 * share).toFixed(1)}%`;
   const shareText = share => share < 0.0005 ? '<0.1%' : percent(share);
 
-  class Storyteller extends HTMLElement {
+  /** What <piny-storyteller> and <piny-inside> share: a worker, and a line of status. */
+  class PinyElement extends HTMLElement {
+    say(text) {
+      if (this.status.textContent !== text) this.status.textContent = text;
+    }
+
+    /** What will be loaded, and that it stays here. */
+    sayWhatLoads(button) {
+      const size = this.getAttribute('megabytes');
+      const model = size ? `the model, ${size} MB` : 'the model';
+      this.say(`${button} loads ${model}; nothing leaves your machine.`);
+    }
+
+    showLoading({size, total}) {
+      const of = total ? ` of ${(total / 1e6).toFixed(1)}` : '';
+      this.say(`Loading the model: ${(size / 1e6).toFixed(1)}${of} MB …`);
+    }
+
+    startWorker() {
+      if (this.worker) return true;
+      const refusal = location.protocol === 'file:' ? AS_FILE : NO_WORKER;
+      try {
+        this.worker = new Worker(new URL('worker.js', base), {type: 'module'});
+      } catch {
+        this.say(refusal);
+        return false;
+      }
+      this.worker.onmessage = ({data}) => this.answers[data.type](data);
+      this.worker.onerror = event => {
+        event.preventDefault();
+        this.endWorker();
+        this.say(refusal);
+      };
+      return true;
+    }
+
+    endWorker() {
+      this.worker?.terminate();
+      this.worker = null;
+    }
+
+    disconnectedCallback() {
+      this.endWorker();
+    }
+  }
+
+  window.PinyElement = PinyElement;  // inside.js builds on it
+
+  class Storyteller extends PinyElement {
     connectedCallback() {
       if (this.form) return;  // moved about in its page
       const finished = this.textContent.trim();
@@ -84,13 +132,7 @@
       this.form.addEventListener('input', event => {
         if (event.target.type === 'number') this.settingsChanged();
       });
-      const size = this.getAttribute('megabytes');
-      const model = size ? `the model, ${size} MB` : 'the model';
-      this.say(`Tell loads ${model}; nothing leaves your machine.`);
-    }
-
-    disconnectedCallback() {
-      this.endWorker();
+      this.sayWhatLoads('Tell');
     }
 
     /** The rows of tokens stay, and only their content changes: so none loses the focus. */
@@ -103,10 +145,6 @@
         return row;
       });
       this.querySelector('ol').append(...this.rows);
-    }
-
-    say(text) {
-      if (this.status.textContent !== text) this.status.textContent = text;
     }
 
     // -------------------------------------------------------------- what the reader does
@@ -176,36 +214,14 @@
 
     // ------------------------------------------------------------ what the worker answers
 
-    startWorker() {
-      if (this.worker) return true;
-      const refusal = location.protocol === 'file:' ? AS_FILE : NO_WORKER;
-      try {
-        this.worker = new Worker(new URL('worker.js', base), {type: 'module'});
-      } catch {
-        this.say(refusal);
-        return false;
-      }
-      this.worker.onmessage = ({data}) => this.answers[data.type](data);
-      this.worker.onerror = event => {
-        event.preventDefault();
-        this.endWorker();
-        this.say(refusal);
-      };
-      return true;
-    }
-
     endWorker() {
-      this.worker?.terminate();
-      this.worker = null;
+      super.endWorker();
       this.begun = this.telling = false;
       for (const row of this.rows) row.hidden = true;
     }
 
     answers = {
-      loading: ({size, total}) => {
-        const of = total ? ` of ${(total / 1e6).toFixed(1)}` : '';
-        this.say(`Loading the model: ${(size / 1e6).toFixed(1)}${of} MB …`);
-      },
+      loading: message => this.showLoading(message),
       begin: () => {
         this.begun = true;
         this.ended = false;

@@ -1,13 +1,16 @@
 // Tells in a thread of its own: loads the model when it is asked for the first story.
 //
 // It takes {type: 'tell' | 'look', prompt, settings}, {type: 'go_on' | 'settings',
-// settings}, {type: 'take', id} and {type: 'stop'}. It answers with {type: 'loading', size,
-// total}, {type: 'begin'}, {type: 'text', text}, {type: 'candidates', candidates}, {type:
-// 'speed', n, seconds}, {type: 'end', reason} and {type: 'error', message}.
+// settings}, {type: 'take', id}, {type: 'stop'} and {type: 'inside', text}. It answers with
+// {type: 'loading', size, total}, {type: 'begin'}, {type: 'text', text}, {type:
+// 'candidates', candidates}, {type: 'speed', n, seconds}, {type: 'end', reason}, {type:
+// 'inside', tokens, sizes} and {type: 'error', message}.
 
-import {Decoder, fetchModel, Sequence, TextStream, Tokenizer} from './engine.js';
+import {Decoder, fetchModel, lookInside, Sequence} from './engine.js';
+import {TextStream, Tokenizer} from './engine.js';
 
 const N_CANDIDATES = 12, CUTS = ['top-k', 'top-p', 'min-p'];
+const MOST_INSIDE = 48;  // tokens of a text to look inside: a grid of more shows little
 let loaded = null;  // a promise of the decoder and its tokenizer
 let sequence = null, stream = null;
 let telling = 0;  // the number of the telling that goes on; any message ends the last one
@@ -30,15 +33,22 @@ function pause() {
   });
 }
 
-/** Read a prompt. Several may wait for the model: the last one counts. */
-async function begin(number, {prompt, settings}) {
+/** The model, or null: several messages may wait for it, and the last one counts. */
+async function ready(number) {
   asked = number;
   loaded ??= load();
-  const {decoder, tokenizer} = await loaded.catch(error => {
+  const model = await loaded.catch(error => {
     loaded = null;  // the next attempt loads again
     throw new Error(`The model could not be loaded: ${error.message}`);
   });
-  if (number !== telling) return false;
+  return number === telling ? model : null;
+}
+
+/** Read a prompt. */
+async function begin(number, {prompt, settings}) {
+  const model = await ready(number);
+  if (!model) return false;
+  const {decoder, tokenizer} = model;
   sequence = new Sequence(decoder, tokenizer, prompt, settings);
   stream = new TextStream(tokenizer);
   postMessage({type: 'begin'});
@@ -119,6 +129,15 @@ const ACTIONS = {
   stop() {
     postMessage({type: 'end', reason: 'stop'});
     if (sequence) showCandidates();
+  },
+  async inside(number, {text}) {
+    const model = await ready(number);
+    if (!model) return;
+    const {decoder, tokenizer} = model, {dim, hidden_dim, n_heads, vocab_size} = decoder;
+    const most = Math.min(MOST_INSIDE, decoder.context);
+    const tokens = lookInside(decoder, tokenizer, text, most);
+    const sizes = {dim, hidden_dim, n_heads, vocab_size};
+    postMessage({type: 'inside', tokens, sizes});
   },
 };
 
