@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from .attention_view import AttentionRecorder
 from .decoder import Decoder
 from .tokenizer import Tokenizer
 
 # %% ../nbs/29e_inside.ipynb #f0346b10
-class ScaledRecorder(AttentionRecorder):
-    "A recorder for queries that are scaled already, as fused blocks have them."
+class ScaledRecorder:
+    "Causal attention that keeps its weights, of queries that are scaled already."
+    weights: torch.Tensor  # (B, H, T, T), from each token (row) to those up to it (column)
 
     def __call__(
         self,
@@ -28,7 +28,11 @@ class ScaledRecorder(AttentionRecorder):
         v: torch.Tensor,  # values, likewise
     ) -> torch.Tensor:  # (B, H, T, head_dim)
         "Attend, and keep the weights."
-        return super().__call__(q * math.sqrt(q.shape[-1]), k, v)
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        scores = q @ k.transpose(2, 3)  # fused blocks have scaled q
+        future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        self.weights = scores.masked_fill(future, -math.inf).softmax(-1)
+        return self.weights @ v
 
 
 class LayerRecord(NamedTuple):

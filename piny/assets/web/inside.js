@@ -51,6 +51,7 @@
 
     look() {
       if (!this.startWorker()) return;
+      this.say('Looking …');
       this.worker.postMessage({type: 'inside', text: this.form.elements.text.value});
     }
 
