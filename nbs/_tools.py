@@ -7,6 +7,8 @@
                                            code as _rules.py wants it
     python nbs/_tools.py lint              ruff over pages and scripts, mypy over modules
     python nbs/_tools.py rerun PAGE        run a page again and compare its text outputs
+    python nbs/_tools.py package           build the packages, and try them in a bare folder
+    python nbs/_tools.py setup_cell        give each page the cell that cloud notebooks need
 """
 import argparse
 import ast
@@ -19,8 +21,12 @@ import tempfile
 from html import unescape
 from pathlib import Path
 
+<<<<<<< nbs/_tools.py
 from _diagrams import book_map, map_parts
 from _drawing import svg_faults, svg_file
+=======
+from _publish import package, setup_cell, setup_faults, with_badges
+>>>>>>> /tmp/_t
 from _rules import (
     NBS,
     ROOT,
@@ -392,9 +398,13 @@ def site(_):
         html = linked_inside(html, len(path.parts) - 2, modules)
 <<<<<<< nbs/_tools.py
         html = with_storyteller(html, element, len(path.parts) - 2)
+<<<<<<< nbs/_tools.py
         html = with_map(html, path.stem)
 =======
         html = with_live(html, elements, len(path.parts) - 2)
+>>>>>>> /tmp/_t
+=======
+        html = with_badges(html, path.relative_to('_docs').with_suffix('').as_posix())
 >>>>>>> /tmp/_t
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
@@ -473,11 +483,18 @@ def check(_):
         faults = export_faults(copy) + clean_faults(copy)
     for path in pages():
         faults += page_faults(path)
+<<<<<<< nbs/_tools.py
     texts = {ROOT/'README.md': readme_text(), PICTURE: picture_text()}
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             faults.append(f'{path.name} differs from nbs/index.ipynb: '
                           'run python nbs/_tools.py readme')
+=======
+    if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
+        faults.append('README.md differs from nbs/index.ipynb: '
+                      'run python nbs/_tools.py readme')
+    faults += setup_faults()
+>>>>>>> /tmp/_t
     for note in code_notes():
         print(f'note {note}')
     return faults + code_faults()
@@ -491,7 +508,7 @@ def lint(_):
 
 
 COMMANDS = dict(execute=execute, readme=readme, site=site, check=check, lint=lint,
-                rerun=rerun)
+                rerun=rerun, package=package, setup_cell=setup_cell)
 
 
 def main():
