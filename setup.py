@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
@@ -27,9 +27,9 @@ setup(
         'Development Status :: 3 - Alpha',
         f"Intended Audience :: {cfg['audience']}",
         f"Natural Language :: {cfg['language']}",
-        'Programming Language :: Python :: 3',
+        f"Programming Language :: Python :: {cfg['min_python']}",
     ],
-    packages=find_packages(include=['piny', 'piny.*']),
+    packages=find_namespace_packages(include=['piny', 'piny.*'], exclude=['*.__pycache__']),
     package_data={'piny': ['assets/**/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),

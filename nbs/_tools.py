@@ -7,6 +7,8 @@
                                            code as _rules.py wants it
     python nbs/_tools.py lint              ruff over pages and scripts, mypy over modules
     python nbs/_tools.py rerun PAGE        run a page again and compare its text outputs
+    python nbs/_tools.py package           build the packages, and try them in a bare folder
+    python nbs/_tools.py setup_cell        give each page the cell that cloud notebooks need
 """
 import argparse
 import ast
@@ -19,6 +21,7 @@ import tempfile
 from html import unescape
 from pathlib import Path
 
+from _publish import package, setup_cell, setup_faults, with_badges
 from _rules import (
     NBS,
     ROOT,
@@ -322,6 +325,7 @@ def site(_):
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_storyteller(html, element, len(path.parts) - 2)
+        html = with_badges(html, path.relative_to('_docs').with_suffix('').as_posix())
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):
@@ -399,6 +403,7 @@ def check(_):
     if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
         faults.append('README.md differs from nbs/index.ipynb: '
                       'run python nbs/_tools.py readme')
+    faults += setup_faults()
     for note in code_notes():
         print(f'note {note}')
     return faults + code_faults()
@@ -412,7 +417,7 @@ def lint(_):
 
 
 COMMANDS = dict(execute=execute, readme=readme, site=site, check=check, lint=lint,
-                rerun=rerun)
+                rerun=rerun, package=package, setup_cell=setup_cell)
 
 
 def main():
