@@ -21,12 +21,8 @@ import tempfile
 from html import unescape
 from pathlib import Path
 
-<<<<<<< nbs/_tools.py
-from _diagrams import book_map, map_parts
 from _drawing import svg_faults, svg_file
-=======
-from _publish import package, setup_cell, setup_faults, with_badges
->>>>>>> /tmp/_t
+from _publish import package, setup_cell, setup_faults
 from _rules import (
     NBS,
     ROOT,
@@ -35,18 +31,15 @@ from _rules import (
     code_faults,
     code_notes,
     directives,
-    functions,
     without_magics,
 )
+from _site import SITE, site
 
 NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}  # directives of cells that wait for a flag
 # calls that return None, so that a cell may end in them and show nothing
 SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}
 # names a model in a kernel that is gone by the time a page is read
 WIDGET = 'application/vnd.jupyter.widget-view+json'
-SITE = 'https://piny-lm.github.io/piny/'
-# what smalldocs says of every page, and what counts the rest
-EXPECTED_NOTES = 'output-file is not read', 'thing(s) to look at'
 NOT_COPIED = ('.git', '_docs', '_proc', 'runs', '*.egg-info', '__pycache__', '.venv',
               '.*_cache')
 
@@ -236,184 +229,6 @@ def readme(_):
     return []
 
 
-# -------------------------------------------------------------------------------- the site
-
-def formulas_as_mathml(html):
-    "A page whose formulas need no script from elsewhere."
-    from latex2mathml.converter import convert
-
-    def block(match):
-        return convert(unescape(match[1]).strip(), display='block')
-
-    def inline(match):
-        return convert(unescape(match[1]).strip(), display='inline')
-
-    html = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', html)
-    html = re.sub(r'<span class="math display">\s*\\\[(.*?)\\\]\s*</span>', block, html,
-                  flags=re.S)
-    return re.sub(r'<span class="math inline">\s*\\\((.*?)\\\)\s*</span>', inline, html,
-                  flags=re.S)
-
-
-def plain_comments(html):
-    "Comments of code without the links that nbdev writes into them."
-    def without_links(match):
-        return re.sub(r'\[(`\w+`)\]\(http[^)]*\)', r'\1', match[0])
-
-    return re.sub(r'<span class="co">[^<]*</span>', without_links, html)
-
-
-def symbols(source):
-    "The names in code that a page can link to: functions, classes and methods."
-    try:
-        tree = ast.parse(without_magics(source))
-    except SyntaxError:  # no Python
-        return []
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    return classes + [name for name, _ in functions(tree)]
-
-
-def anchored(html, module):
-    "Put before each exported cell an anchor for each name, and over it its module's name."
-    def with_anchors(match):
-        code = unescape(re.sub(r'<[^>]*>', '', match['code']))
-        anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in symbols(code))
-        caption = match['head'].replace('Exported source', f'piny.{module}')
-        return anchors + caption + match['code']
-
-    exported = r'(?P<head><details[^>]*>\s*<summary>Exported source</summary>)'
-    return re.sub(exported + r'(?P<code>.*?</pre>)', with_anchors, html, flags=re.S)
-
-
-def linked_inside(
-    html,
-    depth,  # folders between the page and the site's root
-    modules,  # module to the name of its page
-):
-    "Links to names of the library lead to this site's own pages, wherever it stands."
-    def local(match):
-        page = modules.get(match[1])
-        return f'href="{"../" * depth}{page}.html#{match[2]}"' if page else match[0]
-
-    return re.sub(rf'href="{re.escape(SITE)}(\w+)\.html#([\w.]+)"', local, html)
-
-
-def dead_links(folder):
-    "Links to a name that its page does not show."
-    faults = []
-    for page in folder.rglob('*.html'):
-        html = page.read_text(encoding='utf-8')
-        links = set(re.findall(r'href="([\w./-]*\.html)#([\w.]+)"', html))
-        for target, name in sorted(links):
-            path = page.parent/target
-            if not path.exists() or f'id="{name}"' not in path.read_text(encoding='utf-8'):
-                faults.append(f'{page.relative_to(folder)}: {target} has no {name}')
-    return faults
-
-
-def smalldocs(command, *options):
-    "Run smalldocs over the processed pages; its complaints."
-    line = [sys.executable, '-m', 'smalldocs.cli', command, *options, '_proc']
-    done = subprocess.run(line, capture_output=True, text=True)
-    lines = (done.stdout + done.stderr).splitlines() if done.returncode else []
-    return [f'smalldocs {command}: {line}' for line in lines
-            if not any(note in line for note in EXPECTED_NOTES)]
-
-
-STORYTELLER = '<div class="storyteller"></div>'  # in a page: here it stands
-INSIDE = '<div class="inside" data-view="{}"></div>'  # likewise, a view of <piny-inside>
-LIVE_HEAD = """<link rel="stylesheet" href="{0}/storyteller.css">
-<link rel="stylesheet" href="{0}/inside.css">
-<script src="{0}/storyteller.js" defer></script>
-<script src="{0}/inside.js" defer></script>
-"""
-
-
-def write_live(folder):
-    "Write the built-in weights' web folder, once for all pages; elements by their places."
-    from piny.export import write_web
-    from piny.pretrained import load_checkpoint
-    write_web(*load_checkpoint('piny-mini'), folder)
-    html = (folder/'index.html').read_text(encoding='utf-8')
-    storyteller = re.search('<piny-storyteller.*</piny-storyteller>', html, re.S)
-    elements = {STORYTELLER: storyteller[0]}
-    html = (folder/'inside.html').read_text(encoding='utf-8')
-    for element in re.findall('<piny-inside.*?</piny-inside>', html, re.S):
-        view = re.search(r'view="(\w+)"', element)[1]
-        elements[INSIDE.format(view)] = element
-    return elements
-
-
-def with_live(html, elements, depth):
-    "A page with the storyteller, or a view, where it asks for it."
-    places = [place for place in elements if place in html]
-    if not places:
-        return html
-    html = html.replace('</head>', LIVE_HEAD.format('../' * depth + 'web') + '</head>', 1)
-    for place in places:
-        html = html.replace(place, elements[place])
-    return html
-
-
-def remove_web_fonts(folder):
-    "Take out of the themes what they would load from another host: fonts."
-    for path in folder.rglob('*.css'):
-        text = path.read_text(encoding='utf-8')
-        own = re.sub(r'@import url\(https?://[^)]*\);', '', text)
-        if own != text:
-            path.write_text(own, encoding='utf-8')
-
-
-def with_map(
-    html,
-    page,  # its name, such as 08_rope
-):
-    "A page with the map of the whole under its title, its own part lit."
-    parts = map_parts(page)
-    if not parts:
-        return html
-    title = r'<header id="title-block-header".*?</header>'
-    return re.sub(title, lambda match: match[0] + book_map(parts).svg(), html, count=1,
-                  flags=re.S)
-
-
-def site(_):
-    "Faults of the docs site; builds it into _docs/."
-    from nbdev.serve import proc_nbs
-    os.chdir(ROOT)
-    shutil.rmtree('_proc', ignore_errors=True)
-    proc_nbs(force=True)
-    faults = smalldocs('render', '--strict', '--quiet') + smalldocs('check')
-    shutil.rmtree('_docs', ignore_errors=True)
-    shutil.move('_proc/_site', '_docs')
-    modules = book_modules()
-    module_of = {page: module for module, page in modules.items()}
-    paths = list(Path('_docs').rglob('*.html'))
-    elements = write_live(Path('_docs/web'))
-    remove_web_fonts(Path('_docs'))
-    for path in paths:
-        html = path.read_text(encoding='utf-8')
-        html = formulas_as_mathml(plain_comments(html))
-        html = anchored(html, module_of.get(path.stem, ''))
-        html = linked_inside(html, len(path.parts) - 2, modules)
-<<<<<<< nbs/_tools.py
-        html = with_storyteller(html, element, len(path.parts) - 2)
-<<<<<<< nbs/_tools.py
-        html = with_map(html, path.stem)
-=======
-        html = with_live(html, elements, len(path.parts) - 2)
->>>>>>> /tmp/_t
-=======
-        html = with_badges(html, path.relative_to('_docs').with_suffix('').as_posix())
->>>>>>> /tmp/_t
-        if 'class="math' in html:
-            faults.append(f'{path}: a formula is left untranslated')
-        if re.search(r'\]\([\w/]+\.ipynb', html):
-            faults.append(f'{path}: a link is left as text; a symbol needs none')
-        path.write_text(html, encoding='utf-8')
-    return faults + dead_links(Path('_docs'))
-
-
 # ------------------------------------------------------------------------------ the checks
 
 def shows_something(source):
@@ -483,18 +298,12 @@ def check(_):
         faults = export_faults(copy) + clean_faults(copy)
     for path in pages():
         faults += page_faults(path)
-<<<<<<< nbs/_tools.py
     texts = {ROOT/'README.md': readme_text(), PICTURE: picture_text()}
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             faults.append(f'{path.name} differs from nbs/index.ipynb: '
                           'run python nbs/_tools.py readme')
-=======
-    if (ROOT/'README.md').read_text(encoding='utf-8') != readme_text():
-        faults.append('README.md differs from nbs/index.ipynb: '
-                      'run python nbs/_tools.py readme')
     faults += setup_faults()
->>>>>>> /tmp/_t
     for note in code_notes():
         print(f'note {note}')
     return faults + code_faults()

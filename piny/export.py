@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ALIGNMENT', 'WEB_ASSETS', 'COPIED_FILES', 'WEB_FILES', 'PAGE_PROMPT', 'PAGE_SEED', 'EXPORTS', 'web_arrays',
-           'web_vocabulary', 'pack_arrays', 'web_model', 'web_page', 'check_web_folder', 'write_web', 'ExportOptions',
-           'GgufOptions', 'FolderOptions', 'export_web', 'export_gguf', 'export_folder', 'make_export_parser',
-           'run_export', 'main']
+           'web_vocabulary', 'pack_arrays', 'web_model', 'web_page', 'inside_page', 'check_web_folder', 'write_web',
+           'ExportOptions', 'GgufOptions', 'FolderOptions', 'export_web', 'export_gguf', 'export_folder',
+           'make_export_parser', 'run_export', 'main']
 
 # %% ../nbs/30c_export.ipynb #d9cc9a3f
 import argparse
@@ -29,7 +29,7 @@ from .finding_weights import default_checkpoint
 from .fused import arrange_weights, is_plain
 from .gguf_file import GgufType, write_gguf
 from .model import Piny
-from .model_card import write_model_folder
+from .model_card import check_push, push_folder, write_model_folder
 from .pretrained import load_checkpoint
 from .sampling import generate
 from .tokenizer import Tokenizer
@@ -96,8 +96,9 @@ def web_model(
 
 # %% ../nbs/30c_export.ipynb #a526f4de
 WEB_ASSETS = resources.files('piny')/'assets'/'web'
-COPIED_FILES = 'engine.js', 'worker.js', 'storyteller.js', 'storyteller.css'
-WEB_FILES = *COPIED_FILES, 'index.html', 'model.piny'
+COPIED_FILES = ('engine.js', 'worker.js', 'storyteller.js', 'storyteller.css', 'inside.js',
+                'inside.css')
+WEB_FILES = *COPIED_FILES, 'index.html', 'inside.html', 'model.piny'
 PAGE_PROMPT, PAGE_SEED = 'Once upon a time', 0  # the storyteller's first settings
 
 
@@ -108,12 +109,23 @@ def web_page(
 ) -> str:
     "The page with a story in it, for readers without scripts."
     template = (WEB_ASSETS/'index.html').read_text('utf-8')
-    escaped = story.replace('&', '&amp;').replace('<', '&lt;')
     return string.Template(template).substitute(
-        story=escaped, megabytes=f'{n_bytes / 1e6:.1f}',
+        story=escape(story, quote=False), megabytes=f'{n_bytes / 1e6:.1f}',
         parameters=f'{n_parameters / 1e6:.1f}')
 
 # %% ../nbs/30c_export.ipynb #6abd828c
+def inside_page(
+    decoder: Decoder,  # of eight bits, as the browser's
+    tokenizer: Tokenizer,
+    n_bytes: int,  # of the model's file
+) -> str:
+    "The page that looks inside, with finished views in it."
+    template = (WEB_ASSETS/'inside.html').read_text('utf-8')
+    return string.Template(template).substitute(
+        text=INSIDE_TEXT, megabytes=f'{n_bytes / 1e6:.1f}',
+        **finished_views(decoder, tokenizer, INSIDE_TEXT))
+
+# %% ../nbs/30c_export.ipynb #1e259966
 def check_web_folder(
     folder: Path,
 ) -> None:
@@ -138,10 +150,12 @@ def write_web(
     decoder = Decoder(model, int8=True)
     (story,) = generate(decoder, tokenizer, PAGE_PROMPT, seed=PAGE_SEED)
     page = web_page(story, len(packed), model.num_parameters())
+    inside = inside_page(decoder, tokenizer, len(packed))
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED_FILES:
         write_file(folder/name, (WEB_ASSETS/name).read_bytes())
     write_file(folder/'index.html', page.encode())
+    write_file(folder/'inside.html', inside.encode())
     write_file(folder/'model.piny', packed)
     return len(packed)
 
@@ -175,6 +189,10 @@ class FolderOptions:
     license: str | None = option(None, 'as the hub names it, such as apache-2.0')
     bfloat16: bool = option(False, 'round the weights to two bytes each')
     measures: str | None = option(None, 'a file of python -m piny.measures --json')
+    push_to_hub: str | None = option(
+        None, 'upload the folder to this repository on the Hugging Face hub, such as '
+        'who/what; where there is none, it is made', min_length=1)
+    private: bool = option(False, 'make that repository for its owner only')
 
 
 # %% ../nbs/30c_export.ipynb #5b1d30a2
@@ -204,14 +222,19 @@ def export_folder(
     options: ExportOptions,
     folder_options: FolderOptions,
 ) -> None:
-    "Write a Hugging Face folder with its model card."
+    "Write a Hugging Face folder with its model card, and upload it where that is asked."
     checkpoint, measured = options.checkpoint or default_checkpoint(), None
+    if folder_options.push_to_hub:
+        check_push(folder_options.push_to_hub)
     if folder_options.measures:
         measured = read_json(folder_options.measures)
     write_model_folder(
         checkpoint, options.place, folder_options.name, folder_options.bfloat16,
         license=folder_options.license, measured=measured)
     print(f'{options.out}: a model and its card, README.md')
+    if folder_options.push_to_hub:
+        print(push_folder(options.place, folder_options.push_to_hub,
+                          folder_options.private))
 
 
 # %% ../nbs/30c_export.ipynb #3f3509a4

@@ -1,0 +1,223 @@
+"""The docs site: built by smalldocs from the processed pages, then completed.
+
+`python nbs/_tools.py site` builds it into `_docs/`. The book adds here what a plain build
+leaves out: formulas without a foreign script, links to names of the library, the live
+storyteller and views, the map and the links under a title, a search through prose.
+"""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+from _diagrams import book_map, map_parts
+from _publish import with_badges
+from _rules import NBS, ROOT, book_modules, book_pages, functions, without_magics
+
+SITE = 'https://piny-lm.github.io/piny/'
+# what smalldocs says of every page, and what counts the rest
+EXPECTED_NOTES = 'output-file is not read', 'thing(s) to look at'
+
+
+def formulas_as_mathml(html):
+    "A page whose formulas need no script from elsewhere."
+    from latex2mathml.converter import convert
+
+    def block(match):
+        return convert(unescape(match[1]).strip(), display='block')
+
+    def inline(match):
+        return convert(unescape(match[1]).strip(), display='inline')
+
+    html = re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', html)
+    html = re.sub(r'<span class="math display">\s*\\\[(.*?)\\\]\s*</span>', block, html,
+                  flags=re.S)
+    return re.sub(r'<span class="math inline">\s*\\\((.*?)\\\)\s*</span>', inline, html,
+                  flags=re.S)
+
+
+def plain_comments(html):
+    "Comments of code without the links that nbdev writes into them."
+    def without_links(match):
+        return re.sub(r'\[(`\w+`)\]\(http[^)]*\)', r'\1', match[0])
+
+    return re.sub(r'<span class="co">[^<]*</span>', without_links, html)
+
+
+def symbols(source):
+    "The names in code that a page can link to: functions, classes and methods."
+    try:
+        tree = ast.parse(without_magics(source))
+    except SyntaxError:  # no Python
+        return []
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return classes + [name for name, _ in functions(tree)]
+
+
+def anchored(html, module):
+    "Put before each exported cell an anchor for each name, and over it its module's name."
+    def with_anchors(match):
+        code = unescape(re.sub(r'<[^>]*>', '', match['code']))
+        anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in symbols(code))
+        caption = match['head'].replace('Exported source', f'piny.{module}')
+        return anchors + caption + match['code']
+
+    exported = r'(?P<head><details[^>]*>\s*<summary>Exported source</summary>)'
+    return re.sub(exported + r'(?P<code>.*?</pre>)', with_anchors, html, flags=re.S)
+
+
+def linked_inside(
+    html,
+    depth,  # folders between the page and the site's root
+    modules,  # module to the name of its page
+):
+    "Links to names of the library lead to this site's own pages, wherever it stands."
+    def local(match):
+        page = modules.get(match[1])
+        return f'href="{"../" * depth}{page}.html#{match[2]}"' if page else match[0]
+
+    return re.sub(rf'href="{re.escape(SITE)}(\w+)\.html#([\w.]+)"', local, html)
+
+
+def dead_links(folder):
+    "Links to a name that its page does not show."
+    faults = []
+    for page in folder.rglob('*.html'):
+        html = page.read_text(encoding='utf-8')
+        links = set(re.findall(r'href="([\w./-]*\.html)#([\w.]+)"', html))
+        for target, name in sorted(links):
+            path = page.parent/target
+            if not path.exists() or f'id="{name}"' not in path.read_text(encoding='utf-8'):
+                faults.append(f'{page.relative_to(folder)}: {target} has no {name}')
+    return faults
+
+
+def smalldocs(command, *options):
+    "Run smalldocs over the processed pages; its complaints."
+    line = [sys.executable, '-m', 'smalldocs.cli', command, *options, '_proc']
+    done = subprocess.run(line, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines() if done.returncode else []
+    return [f'smalldocs {command}: {line}' for line in lines
+            if not any(note in line for note in EXPECTED_NOTES)]
+
+
+STORYTELLER = '<div class="storyteller"></div>'  # in a page: here it stands
+INSIDE = '<div class="inside" data-view="{}"></div>'  # likewise, a view of <piny-inside>
+LIVE_HEAD = """<link rel="stylesheet" href="{0}/storyteller.css">
+<link rel="stylesheet" href="{0}/inside.css">
+<script src="{0}/storyteller.js" defer></script>
+<script src="{0}/inside.js" defer></script>
+"""
+
+
+def write_live(folder):
+    "Write the built-in weights' web folder, once for all pages; elements by their places."
+    from piny.export import write_web
+    from piny.pretrained import load_checkpoint
+    write_web(*load_checkpoint('piny-mini'), folder)
+    html = (folder/'index.html').read_text(encoding='utf-8')
+    storyteller = re.search('<piny-storyteller.*</piny-storyteller>', html, re.S)
+    elements = {STORYTELLER: storyteller[0]}
+    html = (folder/'inside.html').read_text(encoding='utf-8')
+    for element in re.findall('<piny-inside.*?</piny-inside>', html, re.S):
+        view = re.search(r'view="(\w+)"', element)[1]
+        elements[INSIDE.format(view)] = element
+    return elements
+
+
+def with_live(html, elements, depth):
+    "A page with the storyteller, or a view, where it asks for it."
+    places = [place for place in elements if place in html]
+    if not places:
+        return html
+    html = html.replace('</head>', LIVE_HEAD.format('../' * depth + 'web') + '</head>', 1)
+    for place in places:
+        html = html.replace(place, elements[place])
+    return html
+
+
+def remove_web_fonts(folder):
+    "Take out of the themes what they would load from another host: fonts."
+    for path in folder.rglob('*.css'):
+        text = path.read_text(encoding='utf-8')
+        own = re.sub(r'@import url\(https?://[^)]*\);', '', text)
+        if own != text:
+            path.write_text(own, encoding='utf-8')
+
+
+def with_map(
+    html,
+    page,  # its name, such as 08_rope
+):
+    "A page with the map of the whole under its title, its own part lit."
+    parts = map_parts(page)
+    if not parts:
+        return html
+    title = r'<header id="title-block-header".*?</header>'
+    return re.sub(title, lambda match: match[0] + book_map(parts).svg(), html, count=1,
+                  flags=re.S)
+
+
+def prose_by_section(notebook):
+    "The prose under each heading of a notebook, without code and marks."
+    texts, heading = {'': []}, ''
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == 'markdown']
+    for line in '\n'.join(cells).splitlines():
+        if match := re.match(r'##+ (.*)', line):
+            heading = re.sub(r'\W+', ' ', match[1]).strip()
+            texts.setdefault(heading, [])
+        elif not line.startswith((':::', '# ', '[Next')):
+            texts[heading].append(re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', line))
+    return {heading: re.sub(r'[*`$|#]+', '', ' '.join(lines)).strip()
+            for heading, lines in texts.items()}
+
+
+def searched_by_prose(path):
+    "Make the search look through explanations, not through code; the glossary comes first."
+    import nbformat
+    entries = json.loads(path.read_text(encoding='utf-8'))
+    prose = {}
+    for page in book_pages():
+        name = page.relative_to(NBS).with_suffix('').as_posix()
+        prose[name] = prose_by_section(nbformat.read(page, as_version=4))
+    for entry in entries:
+        texts = prose.get(entry['href'].split('.html')[0], {})
+        section = re.sub(r'\W+', ' ', entry['section']).strip()
+        entry['text'] = texts.get(section, '')
+    entries.sort(key=lambda entry: not entry['href'].startswith('glossary'))
+    path.write_text(json.dumps(entries), encoding='utf-8')
+
+
+def site(_):
+    "Faults of the docs site; builds it into _docs/."
+    from nbdev.serve import proc_nbs
+    os.chdir(ROOT)
+    shutil.rmtree('_proc', ignore_errors=True)
+    proc_nbs(force=True)
+    faults = smalldocs('render', '--strict', '--quiet') + smalldocs('check')
+    shutil.rmtree('_docs', ignore_errors=True)
+    shutil.move('_proc/_site', '_docs')
+    modules = book_modules()
+    module_of = {page: module for module, page in modules.items()}
+    paths = list(Path('_docs').rglob('*.html'))
+    elements = write_live(Path('_docs/web'))
+    remove_web_fonts(Path('_docs'))
+    for path in paths:
+        html = path.read_text(encoding='utf-8')
+        html = formulas_as_mathml(plain_comments(html))
+        html = anchored(html, module_of.get(path.stem, ''))
+        html = linked_inside(html, len(path.parts) - 2, modules)
+        html = with_live(html, elements, len(path.parts) - 2)
+        html = with_map(html, path.stem)
+        html = with_badges(html, path.relative_to('_docs').with_suffix('').as_posix())
+        if 'class="math' in html:
+            faults.append(f'{path}: a formula is left untranslated')
+        if re.search(r'\]\([\w/]+\.ipynb', html):
+            faults.append(f'{path}: a link is left as text; a symbol needs none')
+        path.write_text(html, encoding='utf-8')
+    searched_by_prose(Path('_docs/search.json'))
+    return faults + dead_links(Path('_docs'))
