@@ -15,6 +15,7 @@ import json
 import string
 import sys
 from collections.abc import Callable
+from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .files import read_json, write_file
 from .finding_weights import default_checkpoint
 from .fused import arrange_weights, is_plain
 from .gguf_file import GgufType, write_gguf
+from .inside import INSIDE_TEXT, finished_views
 from .model import Piny
 from .model_card import check_push, push_folder, write_model_folder
 from .pretrained import load_checkpoint
