@@ -170,7 +170,8 @@ def row_of(name, seed, run):
         name=name, seed=seed, question=experiment.question, fields=experiment.fields,
         variation=experiment.variation, tokens=lines[-1]['tokens'],
         bits_per_byte=curve[-1][1], train_loss=round(sum(last) / len(last), 4),
-        curve=curve, story=story_of(experiment, run), date=str(datetime.date.today()), processor=processor(),
+        curve=curve, story=story_of(experiment, run), date=str(datetime.date.today()),
+        processor=processor(),
         torch=torch.__version__,
         command=f'python nbs/results/experiments.py --work FOLDER {name}')
 
