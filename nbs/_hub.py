@@ -1,14 +1,15 @@
-"""A small Hugging Face hub on this machine, for tests of the hub's own clients.
+"""A small Hugging Face hub and a small W&B on this machine, for tests of their own clients.
 
     with Hub() as hub:
         hub.add('datasets/who/what', {'train.txt': b'One day.'}, commit='0' * 40)
         done = hub.python('print(1)')  # a child process that knows no other hub
 
-It serves repositories, takes uploads (git LFS, as `huggingface_hub` asks for it without
-Xet), and fails as it is told to.
+The hub serves repositories, takes uploads (git LFS, as `huggingface_hub` asks for it
+without Xet), and fails as it is told to.
 """
 import base64
 import contextlib
+import gzip
 import hashlib
 import http.server
 import json
@@ -48,35 +49,15 @@ class Done(NamedTuple):
     seconds: float
 
 
-class Hub:
-    "A hub on the loopback address; it serves while its `with` block runs."
-
-    def __init__(
-        self,
-        tokens=('hf_reader', 'hf_writer'),  # that this hub knows; the last one may write
-    ):
-        self.tokens = tokens
-        self.repositories = {}  # name to commit to path to content; in order, newest last
-        self.private = set()  # names of repositories
-        self.large_files = {}  # sha256 to content
-        self.faults = {}  # a pattern in a request's path to a status, NEVER or BREAK
-        self.requests = []  # 'METHOD path', and the range where there is one
-        self.closing = threading.Event()
-        self.folder = tempfile.TemporaryDirectory()
-
-    def add(self, name, files, commit='0' * 40):
-        "Add a repository, or a commit to one; the last that was added is `main`."
-        self.repositories.setdefault(name, {})[commit] = dict(files)
-
-    def files(self, name, revision='main'):
-        "The files at a revision; None where there is no such thing."
-        commits = self.repositories.get(name, {})
-        commit = list(commits)[-1] if revision == 'main' and commits else revision
-        return commit, commits.get(commit)
+class LocalServer:
+    "A server on the loopback address; it serves while its `with` block runs."
+    handler: type  # of requests
 
     def __enter__(self):
-        handler = type('HubHandler', (Handler,), dict(hub=self))
-        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        self.closing = threading.Event()
+        self.folder = tempfile.TemporaryDirectory()
+        handler = type('OwnHandler', (self.handler,), dict(hub=self))
+        self.server = QuietServer(('127.0.0.1', 0), handler)
         self.address = f'http://127.0.0.1:{self.server.server_port}'
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -87,15 +68,9 @@ class Hub:
         self.server.server_close()
         self.folder.cleanup()
 
-    def environment(self, **variables):
-        "The variables of a child process that knows this hub and no other."
-        variables = dict(
-            HF_ENDPOINT=self.address, HF_HOME=self.folder.name, NO_PROXY='127.0.0.1',
-            no_proxy='127.0.0.1', HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1',
-            PYTHONUNBUFFERED='1', **variables)
-        inherited = {name: value for name, value in os.environ.items()
-                     if not name.startswith('HF_') and name != 'HUGGING_FACE_HUB_TOKEN'}
-        return {**inherited, **variables}
+    def variables(self):
+        "What a client reads from its environment."
+        raise NotImplementedError
 
     def python(self, program, *args, limit=120, **variables):
         "Run a program in a child process; it may take so many seconds."
@@ -103,18 +78,34 @@ class Hub:
         return self.run(command, limit, **variables)
 
     def run(self, command, limit=120, **variables):
-        "Run a command likewise."
+        "Run a command in a child process that knows this server and no other."
+        inherited = {name: value for name, value in os.environ.items()
+                     if name.partition('_')[0] not in ('HF', 'HUGGING', 'WANDB')}
+        loopback = dict(NO_PROXY='127.0.0.1', no_proxy='127.0.0.1')
+        environment = {**inherited, **loopback, **self.variables(), **variables}
         start = time.monotonic()
-        done = subprocess.run(command, env=self.environment(**variables), timeout=limit,
+        done = subprocess.run(command, env=environment, timeout=limit,
                               stdin=subprocess.DEVNULL, capture_output=True,
                               encoding='utf-8')
         seconds = time.monotonic() - start
         return Done(done.returncode, done.stdout, done.stderr, seconds)
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    "Says nothing of clients that are gone."
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        "Say what is wrong with us, and nothing of a connection that is closed."
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+# ------------------------------------------------------------------- the Hugging Face hub
+
 class Handler(http.server.BaseHTTPRequestHandler):
     "Answers one connection of a client."
-    hub: Hub
+    hub: 'Hub'
     protocol_version = 'HTTP/1.1'
 
     def log_message(self, *_):
@@ -315,6 +306,37 @@ def entry(path, content):
                 oid=hashlib.sha1(content).hexdigest())
 
 
+class Hub(LocalServer):
+    "A Hugging Face hub."
+    handler = Handler
+
+    def __init__(
+        self,
+        tokens=('hf_reader', 'hf_writer'),  # that this hub knows; the last one may write
+    ):
+        self.tokens = tokens
+        self.repositories = {}  # name to commit to path to content; in order, newest last
+        self.private = set()  # names of repositories
+        self.large_files = {}  # sha256 to content
+        self.faults = {}  # a pattern in a request's path to a status, NEVER or BREAK
+        self.requests = []  # 'METHOD path', and the range where there is one
+
+    def add(self, name, files, commit='0' * 40):
+        "Add a repository, or a commit to one; the last that was added is `main`."
+        self.repositories.setdefault(name, {})[commit] = dict(files)
+
+    def files(self, name, revision='main'):
+        "A revision's commit and its files; None for files where there is no such thing."
+        commits = self.repositories.get(name, {})
+        commit = list(commits)[-1] if revision == 'main' and commits else revision
+        return commit, commits.get(commit)
+
+    def variables(self):
+        "The hub's address, and a home without a token."
+        return dict(HF_ENDPOINT=self.address, HF_HOME=self.folder.name,
+                    HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1')
+
+
 API = f'/api/(?:models/)?{REPO}'
 ROUTES = {
     'GET /api/whoami-v2': Handler.who,
@@ -332,3 +354,83 @@ ROUTES = {
     f'POST {API}/commit/{REVISION}': Handler.commit,
 }
 WRITING = Handler.create, Handler.preupload, Handler.batch, Handler.commit
+
+
+# ---------------------------------------------------------------------- Weights & Biases
+
+class WandbHandler(http.server.BaseHTTPRequestHandler):
+    "Answers what W&B's client asks for while a run goes on."
+    hub: 'WandbServer'
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *_):
+        "Say nothing."
+
+    def do_POST(self):
+        "Take a query, or a part of a run's files."
+        body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+        if self.headers.get('Content-Encoding') == 'gzip':
+            body = gzip.decompress(body)
+        answer = {}
+        if self.path == '/graphql':
+            answer = dict(data=self.query(json.loads(body)))
+        elif self.path.endswith('/file_stream'):
+            self.hub.take(json.loads(body))
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_PUT = do_POST  # the run's other files, of which nothing is kept
+
+    def query(self, asked):
+        "Answer a query of GraphQL, by its name."
+        name = re.search(r'(?:query|mutation)\s+(\w+)', asked['query'])[1]
+        variables = asked.get('variables') or {}
+        if name == 'Viewer':
+            viewer = dict(id='u', entity='who', username='who', flags='{}',
+                          teams=dict(edges=[]))
+            return dict(viewer=viewer)
+        if name == 'UpsertBucket':
+            return dict(upsertBucket=dict(bucket=self.bucket(variables), inserted=True))
+        if name == 'CreateRunFiles':
+            files = [dict(name=file, uploadUrl=f'{self.hub.address}/file')
+                     for file in variables['files']]
+            return dict(createRunFiles=dict(runID='run', uploadHeaders=[], files=files))
+        return {}
+
+    def bucket(self, variables):
+        "A run, which W&B calls a bucket."
+        if variables.get('displayName'):
+            self.hub.name = variables['displayName']
+            self.hub.config = json.loads(variables['config'])
+        project = dict(id='p', name=variables['project'], entity=dict(id='e', name='who'))
+        return dict(id='run', name=variables['name'], displayName=self.hub.name,
+                    config='{}', project=project, historyLineCount=0)
+
+
+class WandbServer(LocalServer):
+    "A W&B that takes one run."
+    handler = WandbHandler
+
+    def __init__(self):
+        self.name = None  # of the run
+        self.config = {}  # of the run
+        self.history = {}  # number of a line to what was logged
+        self.exit_code = None  # that the run told at its end
+
+    def take(self, part):
+        "Take a part of the run's history."
+        lines = part.get('files', {}).get('wandb-history.jsonl')
+        if lines:
+            for i, line in enumerate(lines['content'], lines['offset']):
+                self.history[i] = json.loads(line)
+        if part.get('complete'):
+            self.exit_code = part['exitcode']
+
+    def variables(self):
+        "The server's address, and a key."
+        return dict(WANDB_BASE_URL=self.address, WANDB_MODE='online',
+                    WANDB_API_KEY='0' * 40, HOME=self.folder.name)
