@@ -83,7 +83,7 @@ EXPERIMENTS = {
     'soft-cap': small('Not the card: capped logits?', MUON, variation='soft-cap'),
 }
 
-# Ablations: half the size, half the tokens, three seeds.
+# Ablations: half the size, a quarter of the tokens, three seeds.
 TINY = dict(vocab_size=1024, dim=96, hidden_dim=256, n_layers=4, n_heads=4, n_kv_heads=2,
             tokens_per_step=4096)
 
@@ -91,7 +91,7 @@ TINY = dict(vocab_size=1024, dim=96, hidden_dim=256, n_layers=4, n_heads=4, n_kv
 def ablation(question, variation=None, **changes):
     "The plain model of half a million parameters, with one part exchanged or left out."
     fields = {**TINY, **MUON, **changes}
-    return Experiment(question, fields, variation, tokens=1_000_000, seeds=(0, 1, 2))
+    return Experiment(question, fields, variation, tokens=500_000, seeds=(0, 1, 2))
 
 
 ABLATIONS = {
