@@ -278,6 +278,9 @@ def page_faults(path):
         where = f'{path.name}: cell {i}'
         if any(output.output_type == 'error' for output in cell.outputs):
             faults.append(f'{where} shows an error')
+        pictures = ['image/png' in output.get('data', {}) for output in cell.outputs]
+        if any(pictures) and 'fig-alt' not in directives(cell.source):
+            faults.append(f'{where} shows a figure without a line #| fig-alt: …')
         if shown_svg(cell):
             faults += [f'{where}: its diagram: {fault}'
                        for fault in svg_faults(shown_svg(cell))]
