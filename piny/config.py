@@ -126,7 +126,7 @@ def make_config(
 def model_of_checkpoint(
     checkpoint: str,  # a run or checkpoint folder
     asked: dict,  # fields of `ModelConfig` that were given by hand
-    seq_len: int,  # tokens in a window; the context, where none is asked for
+    seq_len: int,  # tokens in a window; the context is as long at least
 ) -> ModelConfig:
     "The architecture of the weights that a run starts from; only the context may differ."
     shape = config_from_llama(read_json(find_checkpoint(checkpoint)/'config.json'))
@@ -134,7 +134,8 @@ def model_of_checkpoint(
         if name != 'context' and value != getattr(shape, name):
             raise ValueError(f'--{name} is {value}, but the weights in {checkpoint} have '
                              f'{getattr(shape, name)}; leave the option out')
-    return dataclasses.replace(shape, context=asked.get('context', seq_len))
+    context = asked.get('context', max(seq_len, shape.context))
+    return dataclasses.replace(shape, context=context)
 
 # %% ../nbs/21_config.ipynb #68021ea3
 def config_from_dict(
