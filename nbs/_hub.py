@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 NEVER = 'never'  # no answer at all
 BREAK = 'break'  # once: half of what was promised, and the end of the connection
@@ -80,7 +80,7 @@ class LocalServer:
     def run(self, command, limit=120, **variables):
         "Run a command in a child process that knows this server and no other."
         inherited = {name: value for name, value in os.environ.items()
-                     if name.partition('_')[0] not in ('HF', 'HUGGING', 'WANDB')}
+                     if not name.startswith(('HF_', 'HUGGING', 'WANDB_'))}
         loopback = dict(NO_PROXY='127.0.0.1', no_proxy='127.0.0.1')
         environment = {**inherited, **loopback, **self.variables(), **variables}
         start = time.monotonic()
@@ -187,8 +187,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             answer.headers['X-Error-Code'] = f'{kind}NotFound'
             return answer
         siblings = [dict(rfilename=path) for path in files]
-        return as_json(dict(id=repo.removeprefix('datasets/'), sha=commit, private=False,
-                            siblings=siblings, tags=[]))
+        return as_json(dict(id=repo.removeprefix('datasets/'), sha=commit,
+                            private=repo in self.hub.private, siblings=siblings,
+                            tags=[]))
 
     def tree(self, body, repo, revision, folder=''):
         "The files and folders in a folder, or below it."
@@ -211,8 +212,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def paths_info(self, body, repo, revision):
         "What some paths are."
         _, files = self.hub.files(repo, revision)
-        text = unquote(body.decode()).replace('+', ' ')
-        asked = re.findall('paths=([^&]*)', text) or json.loads(text)['paths']
+        asked = parse_qs(body.decode()).get('paths') or json.loads(body)['paths']
         return as_json([entry(path, files[path]) for path in asked if path in files])
 
     def resolve(self, body, repo, revision, path):

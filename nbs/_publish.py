@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from _rules import NBS, ROOT, book_pages
+from _rules import NBS, ROOT, book_pages, program
 
 REPOSITORY = 'github.com/piny-lm/piny'
 LARGEST = 20_000_000  # bytes that a package has at most
@@ -152,5 +152,5 @@ def setup_cell(_):
         cell = nbformat.v4.new_code_cell(setup_source(path), id=SETUP_ID)
         notebook.cells = [cells[0], cell, *cells[1:]]
         nbformat.write(notebook, path)
-    subprocess.run(['nbdev_clean'], cwd=ROOT, check=True)
+    subprocess.run([program('nbdev_clean')], cwd=ROOT, check=True)
     return setup_faults()

@@ -6,6 +6,7 @@ import ast
 import collections
 import io
 import re
+import sys
 import tokenize
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -28,6 +29,11 @@ class Code(NamedTuple):
     source: str
     module: str = ''  # the module that it is exported to, if it is
     shown: bool = True  # the page shows it
+
+
+def program(name: str) -> str:
+    "The path of a command of the environment that runs this."
+    return str(Path(sys.executable).with_name(name))
 
 
 def is_page(path: Path) -> bool:

@@ -98,8 +98,10 @@ def dead_links(folder):
 
 def smalldocs(command, *options):
     "Run smalldocs over the processed pages; its complaints."
-    line = [sys.executable, '-m', 'smalldocs.cli', command, *options, '_proc']
-    done = subprocess.run(line, capture_output=True, text=True)
+    arguments = [sys.executable, '-m', 'smalldocs.cli', command, *options, '_proc']
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    if done.returncode < 0:
+        return [f'smalldocs {command} was ended by signal {-done.returncode}']
     lines = (done.stdout + done.stderr).splitlines() if done.returncode else []
     return [f'smalldocs {command}: {line}' for line in lines
             if not any(note in line for note in EXPECTED_NOTES)]
@@ -199,6 +201,8 @@ def site(_):
     shutil.rmtree('_proc', ignore_errors=True)
     proc_nbs(force=True)
     faults = smalldocs('render', '--strict', '--quiet') + smalldocs('check')
+    if not Path('_proc/_site').is_dir():
+        return faults or ['smalldocs has made no site']
     shutil.rmtree('_docs', ignore_errors=True)
     shutil.move('_proc/_site', '_docs')
     modules = book_modules()
@@ -213,7 +217,9 @@ def site(_):
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)
         html = with_map(html, path.stem)
-        html = with_badges(html, path.relative_to('_docs').with_suffix('').as_posix())
+        page = path.relative_to('_docs').with_suffix('')
+        if (NBS/page.with_suffix('.ipynb')).exists():
+            html = with_badges(html, page.as_posix())
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):

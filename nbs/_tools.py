@@ -31,6 +31,7 @@ from _rules import (
     code_faults,
     code_notes,
     directives,
+    program,
     without_magics,
 )
 from _site import SITE, site
@@ -132,12 +133,15 @@ def execute(names):
     "Run pages and save their outputs."
     import nbformat
     for path in pages(names):
-        notebook = read(path)
+        before, notebook = path.read_bytes(), read(path)
         if skipped(notebook) and not names:
             continue
         print(f'{path.name} …', end=' ', flush=True)
-        nbformat.write(run(notebook, path.parent), path)
-        subprocess.run(['nbdev_clean', '--fname', str(path)], check=True, cwd=ROOT)
+        executed = run(notebook, path.parent)
+        if path.read_bytes() != before:
+            return [f'{path.name} was edited while it ran; run it again']
+        nbformat.write(executed, path)
+        subprocess.run([program('nbdev_clean'), '--fname', str(path)], check=True, cwd=ROOT)
         print('saved')
     return []
 
@@ -250,7 +254,7 @@ def export_faults(copy):
     env = {**os.environ, 'PYTHONPATH': str(copy)}
     for module in (copy/'piny').glob('*.py'):
         module.unlink()
-    subprocess.run(['nbdev_export'], cwd=copy, check=True, env=env)
+    subprocess.run([program('nbdev_export')], cwd=copy, check=True, env=env)
     fresh = {path.name: path.read_text() for path in (copy/'piny').glob('*.py')}
     present = {path.name: path.read_text() for path in (ROOT/'piny').glob('*.py')}
     return [f'piny/{name} is not what the pages export: run nbdev_export'
@@ -259,7 +263,7 @@ def export_faults(copy):
 
 def clean_faults(copy):
     "Pages of this tree that differ from their cleaned copies."
-    subprocess.run(['nbdev_clean'], cwd=copy, check=True)
+    subprocess.run([program('nbdev_clean')], cwd=copy, check=True)
     return [f'{path.name} is not clean: run nbdev_clean' for path in pages()
             if path.read_text() != (copy/path.relative_to(ROOT)).read_text()]
 

@@ -194,7 +194,7 @@ class FolderOptions:
     push_to_hub: str | None = option(
         None, 'upload the folder to this repository on the Hugging Face hub, such as '
         'who/what; where there is none, it is made', min_length=1)
-    private: bool = option(False, 'make that repository for its owner only')
+    private: bool = option(False, 'make a new repository for its owner only')
 
 
 # %% ../nbs/30c_export.ipynb #5b1d30a2

@@ -10,6 +10,7 @@ __all__ = ['CARD_TEMPLATE', 'HUB_TIMEOUT', 'run_of', 'training_stages', 'data_te
 # %% ../nbs/30b_model_card.ipynb #b35c347e
 import contextlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def training_stages(
     beside = run_of(folder).parent/Path(config['init_from']).name  # if both have moved
     for before in config['init_from'], beside:
         with contextlib.suppress(OSError, ValueError):
-            return [*training_stages(before), stage]
+            if run_of(before) != run_of(folder):
+                return [*training_stages(before), stage]
     return [stage]  # weights from elsewhere
 
 # %% ../nbs/30b_model_card.ipynb #54f99bdd
@@ -194,7 +196,8 @@ def model_card(
     measured: dict[str, Any] | None = None,  # of `measure_model`, with `loss` of `evaluate`
 ) -> str:  # Markdown
     "Write what is known of a model; a ValueError for a checkpoint that has no run."
-    folder, run = find_checkpoint(checkpoint), run_of(checkpoint)
+    folder = find_checkpoint(checkpoint)
+    run = run_of(folder)
     record, (model, tokenizer) = read_json(run/'run.json'), load_checkpoint(folder)
     (story,) = generate(model, tokenizer, prompt, seed=0)
     versions = ', '.join(map(' '.join, record['versions'].items()))
@@ -218,6 +221,7 @@ def write_model_folder(
     **card: Any,  # what else `model_card` takes
 ) -> None:
     "Write a model with its card, or refuse a folder that holds something (ValueError)."
+    checkpoint = find_checkpoint(checkpoint)  # once: a run in progress moves `latest`
     out, run = Path(out), run_of(checkpoint)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f'{out} holds something already; give a new folder')
@@ -278,17 +282,24 @@ def check_push(
 def push_folder(
     folder: str | Path,  # with a model and its card
     repository: str,  # on the hub: `who/what`, or `what` for the user's own
-    private: bool = False,  # where it is made anew: for its owner only?
+    private: bool = False,  # for its owner only? refused where it is public already
 ) -> str:  # its address
-    "Upload a folder; a ConnectionError says why that failed, and how to do it later."
+    "Upload a folder; a ConnectionError or ValueError says why not, and what to do."
     api = hub_api()
     try:
         address = api.create_repo(repository, private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder,
-                          commit_message='Upload a model made with Piny')
+        is_public = private and not api.repo_info(address.repo_id).private
+        if not is_public:
+            api.upload_folder(repo_id=address.repo_id, folder_path=folder,
+                              commit_message='Upload a model made with Piny')
     except Exception as error:
+        flag = '--private ' if private else ''
         raise ConnectionError(
             f'{folder} is written, but not pushed: the Hugging Face hub '
             f'{hub_failure(error)}; later, push it with: '
-            f'hf upload {repository} {folder}') from None
+            f'hf upload {flag}{repository} {shlex.quote(str(folder))}') from None
+    if is_public:
+        raise ValueError(f'{folder} is written, but not pushed: {address.repo_id} is there '
+                         'already and public; make it private on the hub, or leave out '
+                         '--private')
     return str(address)
