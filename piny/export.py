@@ -101,7 +101,7 @@ WEB_ASSETS = resources.files('piny')/'assets'/'web'
 COPIED_FILES = ('engine.js', 'worker.js', 'storyteller.js', 'storyteller.css', 'inside.js',
                 'inside.css')
 WEB_FILES = *COPIED_FILES, 'index.html', 'inside.html', 'model.piny'
-PAGE_PROMPT, PAGE_SEED = 'Once upon a time', 0  # the storyteller's first settings
+PAGE_PROMPT, PAGE_SEED = 'Once upon a time', 7  # the storyteller's first settings
 
 
 def web_page(

@@ -12,7 +12,7 @@
     ['min_p', 'Min-p', 0, 0, 1, 0.01],
     ['repetition_penalty', 'Repetition penalty', 1, 1, 2, 0.05],
     ['max_new_tokens', 'Tokens (0: to the end)', 0, 0, 4096, 1],
-    ['seed', 'Seed', 0, 0, 2 ** 32 - 1, 1],
+    ['seed', 'Seed', 7, 0, 2 ** 32 - 1, 1],
   ];
   const ENDINGS = {
     eos: 'It ended by itself',
