@@ -101,15 +101,19 @@ class QuietServer(http.server.ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-# ------------------------------------------------------------------- the Hugging Face hub
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    "Answers one connection of a client."
-    hub: 'Hub'
+class QuietHandler(http.server.BaseHTTPRequestHandler):
+    "Answers one connection after another, and prints nothing."
     protocol_version = 'HTTP/1.1'
 
     def log_message(self, *_):
         "Say nothing."
+
+
+# ------------------------------------------------------------------- the Hugging Face hub
+
+class Handler(QuietHandler):
+    "Answers one connection of a client."
+    hub: 'Hub'
 
     def do_GET(self):
         "Answer a request, by a fault or by what is asked for."
@@ -358,13 +362,9 @@ WRITING = Handler.create, Handler.preupload, Handler.batch, Handler.commit
 
 # ---------------------------------------------------------------------- Weights & Biases
 
-class WandbHandler(http.server.BaseHTTPRequestHandler):
+class WandbHandler(QuietHandler):
     "Answers what W&B's client asks for while a run goes on."
     hub: 'WandbServer'
-    protocol_version = 'HTTP/1.1'
-
-    def log_message(self, *_):
-        "Say nothing."
 
     def do_POST(self):
         "Take a query, or a part of a run's files."

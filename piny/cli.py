@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'option', 'error_sentence', 'checked', 'checked_frozen', 'yes_or_no', 'field_type', 'field_options',
            'add_fields', 'make_parser', 'LossyStream', 'abandon', 'say', 'open_closed_streams', 'accept_any_character',
-           'print_json', 'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command']
+           'print_json', 'RefusedElsewhere', 'StoppedBySignal', 'exit_code_and_sentence', 'run_command', 'import_extra']
 
 # %% ../nbs/91_cli.ipynb #0735e67c
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -290,3 +291,15 @@ def run_command(
         say(sentence)
     LossyStream(sys.stdout).flush()  # it may still hold what could not be written
     return code
+
+# %% ../nbs/91_cli.ipynb #1e0a01py
+def import_extra(
+    package: str,  # as it is imported
+    extra: str,  # of this project's, which installs it
+    need: str,  # what needs it, and by what name people know it
+) -> Any:  # the module
+    "Import a package that the base install leaves out; a ValueError says how to get it."
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ValueError(f"{need}; install it with: pip install -e '.[{extra}]'") from None

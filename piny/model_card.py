@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .checkpoint import read_state
+from .cli import import_extra
 from .files import read_json, write_file
 from .finding_weights import find_checkpoint
 from .metrics import read_metrics
@@ -247,11 +248,8 @@ def limited_client() -> Any:  # an HTTP client
 
 def hub_api() -> Any:  # a `huggingface_hub.HfApi`
     "Have the hub's client with the user's token; a ValueError where either is missing."
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ValueError('Pushing needs the huggingface_hub package; '
-                         "install it with: pip install -e '.[export]'") from None
+    huggingface_hub = import_extra('huggingface_hub', 'export',
+                                   'Pushing needs the huggingface_hub package')
     token = huggingface_hub.get_token()
     if not token:
         raise ValueError('There is no token for the Hugging Face hub; run hf auth login, '

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator
 
 import filelock
 
-from .cli import checked, field_options, option, say, yes_or_no
+from .cli import checked, field_options, import_extra, option, say, yes_or_no
 from .config import PRESETS, TrainConfig, make_config
 from .dataset import prepare
 from .finding_weights import find_checkpoint
@@ -169,12 +169,7 @@ def describe_settings(settings: dict[str, Any]) -> str:
 # %% ../nbs/28_trials.ipynb #228847d0
 def import_optuna() -> Any:  # the module
     "Optuna; a ValueError with one sentence where it is not installed."
-    try:
-        import optuna
-    except ImportError:
-        raise ValueError('Tuning needs Optuna; '
-                         "install it with: pip install -e '.[tuning]'") from None
-    return optuna
+    return import_extra('optuna', 'tuning', 'Tuning needs Optuna')
 
 # %% ../nbs/28_trials.ipynb #24a58043
 def suggest_value(

@@ -79,6 +79,13 @@ EQUIVALENT = {
     "for text in path.read_text(errors='replace').splitlines():":
         'UTF-8 is the default where tests run',
     'bytes=2190000001,': 'an estimate, for a progress bar',
+    'elif number == signal.SIGINT and (time.monotonic() - self.since >= 0.3):':
+        'no clock hits the instant itself',
+    'arguments = (0, 0, 0, 0, array(5), weights, 2.0, new_counting(dtype, int8, 1), '
+    'array(1))': 'compiling looks at types, not at values',
+    'return study.get_trials(states=states)': 'a copy of the same trials',
+    'INPUT_LEVELS = 127 + 2**-31  # a little more, so that no input lies between two of '
+    'them': 'half as little more keeps inputs off the edges as well',
     'divisors = [n for n in range(1, windows + 2) if windows % n == 0]':
         'no divisor is larger than the number',
 }
