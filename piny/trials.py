@@ -258,7 +258,11 @@ def run_trial(
     settings = {name: suggest_value(trial, name, values)
                 for name, values in plan.space.items()}
     with trial_lock(out, run.name):
-        config, start = trial_config(plan, settings, run), None
+        try:
+            config, start = trial_config(plan, settings, run), None
+        except ValueError as error:  # between the ends of ranges, something does not fit
+            say(f'{run.name}: {describe_settings(settings)}: {error}')
+            raise optuna.TrialPruned from None
         if (run/'run.json').is_file():
             config, start = resume_config(run)
         try:
@@ -266,7 +270,7 @@ def run_trial(
                 train(config, start, watch=ValidationReporter(trial))
         except ValueError as error:
             if not (run/'metrics.jsonl').is_file():
-                raise  # nothing was trained: the settings don't fit
+                raise  # nothing was trained: the data, the disk; a next trial would fail, too
             say(f'{run.name}: {error}')
             raise optuna.TrialPruned from None
     return bits_per_byte(run)[-1]
