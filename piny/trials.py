@@ -270,7 +270,7 @@ def run_trial(
                 train(config, start, watch=ValidationReporter(trial))
         except ValueError as error:
             if not (run/'metrics.jsonl').is_file():
-                raise  # nothing was trained: the data, the disk; a next trial would fail, too
+                raise  # data or disk: the next trial would not begin either
             say(f'{run.name}: {error}')
             raise optuna.TrialPruned from None
     return bits_per_byte(run)[-1]
