@@ -61,7 +61,7 @@ def loss_range() -> tuple[float, float]:
 def draw_ablations(
     names: Sequence[str],  # experiments
 ) -> None:
-    "A mark for each seed and a bar for their mean, the plain model's as a line through all."
+    "A mark for each seed, a bar for their mean; a line is the plain model's mean."
     names = [PLAIN, *names]
     fig, ax = plt.subplots(figsize=(7, 1.5 + 0.34 * len(names)), layout='constrained')
     for place, name in enumerate(names):
