@@ -38,6 +38,13 @@ def changes(
             if row['seed'] in plain]
 
 
+def signed(
+    percent: float,  # of a change
+) -> str:
+    "A number with its sign."
+    return f'{percent:+.1f}'.replace('-', '−')
+
+
 def story_start(
     row: dict,  # of one run
 ) -> str:  # Markdown that fits into a table
@@ -91,8 +98,8 @@ def ablation_table(
              '| how it goes on, seed 0 |', '|:---|---:|---:|:-----------|']
     for name in [PLAIN, *names]:
         row, percents = read_rows(name)[0], [100 * change for change in changes(name)]
-        seeds = ', '.join(f'{percent:+.1f}' for percent in percents)
-        mean = f'{statistics.mean(percents):+.1f}'
+        seeds = ', '.join(map(signed, percents))
+        mean = signed(statistics.mean(percents))
         if name == PLAIN:
             seeds = mean = '–'
         lines.append(f'| {row["question"]} | {seeds} | {mean} | {story_start(row)} |')
@@ -103,7 +110,8 @@ def seed_sentence() -> Markdown:
     "How far chance alone moves the plain model."
     losses = [row['bits_per_byte'] for row in read_rows(PLAIN)]
     percent = 100 * (max(losses) / min(losses) - 1)
-    return Markdown(f'The {len(losses)} plain models, which differ in nothing but their '
+    n_seeds = {2: 'two', 3: 'three'}.get(len(losses), len(losses))
+    return Markdown(f'The {n_seeds} plain models, which differ in nothing but their '
                     f'seeds, lie up to {percent:.1f} % apart.')
 
 
