@@ -194,6 +194,11 @@ def searched_by_prose(path):
     path.write_text(json.dumps(entries), encoding='utf-8')
 
 
+def icons_hidden(html):
+    "A page whose icons are silent: the link around them says what it is."
+    return html.replace('" role="img"></i>', '" aria-hidden="true"></i>')
+
+
 def site(_):
     "Faults of the docs site; builds it into _docs/."
     from nbdev.serve import proc_nbs
@@ -216,7 +221,7 @@ def site(_):
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)
-        html = with_map(html, path.stem)
+        html = icons_hidden(with_map(html, path.stem))
         page = path.relative_to('_docs').with_suffix('')
         if (NBS/page.with_suffix('.ipynb')).exists():
             html = with_badges(html, page.as_posix())
