@@ -194,9 +194,15 @@ def searched_by_prose(path):
     path.write_text(json.dumps(entries), encoding='utf-8')
 
 
-def icons_hidden(html):
-    "A page whose icons are silent: the link around them says what it is."
-    return html.replace('" role="img"></i>', '" aria-hidden="true"></i>')
+def accessible(html):
+    """A page whose icons are silent, since the link around them says what they are, and
+    whose foldable boxes are buttons, for the keyboard, too."""
+    html = html.replace('" role="img"></i>', '" aria-hidden="true"></i>')
+    press = "if (['Enter', ' '].includes(event.key)) { event.preventDefault(); click() }"
+    return html.replace(
+        'data-bs-toggle="collapse" data-bs-target="#callout-',
+        f'role="button" tabindex="0" onkeydown="{press}" '
+        'data-bs-toggle="collapse" data-bs-target="#callout-')
 
 
 def site(_):
@@ -221,7 +227,7 @@ def site(_):
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)
-        html = icons_hidden(with_map(html, path.stem))
+        html = accessible(with_map(html, path.stem))
         page = path.relative_to('_docs').with_suffix('')
         if (NBS/page.with_suffix('.ipynb')).exists():
             html = with_badges(html, page.as_posix())

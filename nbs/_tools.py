@@ -3,6 +3,8 @@
     python nbs/_tools.py execute [PAGE …]  run pages in a fresh kernel, save their outputs
     python nbs/_tools.py readme            make README.md and book_map.svg from index.ipynb
     python nbs/_tools.py site              build the docs site into _docs/, without Quarto
+    python nbs/_tools.py look [all]        look at the built site in a browser, two views
+                                           or all four
     python nbs/_tools.py check             pages exported, clean, executed; README fresh;
                                            code as _rules.py wants it
     python nbs/_tools.py lint              ruff over pages and scripts, mypy over modules
@@ -22,6 +24,7 @@ from html import unescape
 from pathlib import Path
 
 from _drawing import svg_faults, svg_file
+from _look import look
 from _publish import package, setup_cell, setup_faults
 from _rules import (
     NBS,
@@ -325,8 +328,8 @@ def lint(_):
             if subprocess.run([sys.executable, '-m', *command], cwd=ROOT).returncode]
 
 
-COMMANDS = dict(execute=execute, readme=readme, site=site, check=check, lint=lint,
-                rerun=rerun, package=package, setup_cell=setup_cell)
+COMMANDS = dict(execute=execute, readme=readme, site=site, look=look, check=check,
+                lint=lint, rerun=rerun, package=package, setup_cell=setup_cell)
 
 
 def main():
