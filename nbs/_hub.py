@@ -4,8 +4,8 @@
         hub.add('datasets/who/what', {'train.txt': b'One day.'}, commit='0' * 40)
         done = hub.python('print(1)')  # a child process that knows no other hub
 
-The hub serves repositories, takes uploads (git LFS, as `huggingface_hub` asks for it
-without Xet), and fails as it is told to.
+The hub serves repositories, takes uploads (by git LFS, or by Xet with `Hub(xet=True)`),
+and fails as it is told to.
 """
 import base64
 import contextlib
@@ -15,6 +15,7 @@ import http.server
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -286,6 +287,26 @@ class Handler(QuietHandler):
         content = self.hub.large_files.get(asked['oid'], b'')
         return Answer(200 if len(content) == asked['size'] else 422)
 
+    def xet_token(self, body, repo, revision):
+        "Where Xet takes large files, and a token for it; no answer of a hub without Xet."
+        if not self.hub.xet:
+            return as_json(dict(error='Not Found'), 404)
+        return as_json(dict(casUrl=f'{self.hub.address}/cas', exp=2**32,
+                            accessToken=self.hub.tokens[-1]))
+
+    def take_xorb(self, body, name):
+        "Chunks of large files."
+        self.hub.xorbs[name] = unpack_chunks(body)
+        return as_json(dict(was_inserted=True))
+
+    def take_shard(self, body):
+        "How large files are put together from chunks."
+        for segments in read_shard(body):
+            content = b''.join(chunk for name, start, end in segments
+                               for chunk in self.hub.xorbs[name][start:end])
+            self.hub.large_files[hashlib.sha256(content).hexdigest()] = content
+        return as_json(dict(result=1))
+
     def commit(self, body, repo, revision):
         "A commit: small files within, large ones by their hashes."
         _, files = self.hub.files(repo, revision)
@@ -297,6 +318,8 @@ class Handler(QuietHandler):
             if line['key'] == 'file':
                 files[value['path']] = base64.b64decode(value['content'])
             if line['key'] == 'lfsFile':
+                if value['oid'] not in self.hub.large_files:
+                    return as_json(dict(error='a large file has not come'), 422)
                 files[value['path']] = self.hub.large_files[value['oid']]
         commit = hashlib.sha1(body).hexdigest()
         self.hub.add(repo, files, commit)
@@ -310,6 +333,50 @@ def entry(path, content):
                 oid=hashlib.sha1(content).hexdigest())
 
 
+def unpack_chunks(xorb):
+    "The chunks in what Xet uploads, which are packed by LZ4, or with bytes regrouped."
+    import pyarrow
+
+    chunks, at = [], 0
+    while at < len(xorb):
+        version, packed, kind, size = struct.unpack('<B3sB3s', xorb[at:at + 8])
+        if version != 0:
+            break  # what stands after the last chunk
+        start = at + 8
+        at = start + int.from_bytes(packed, 'little')
+        chunk, size = xorb[start:at], int.from_bytes(size, 'little')
+        if kind > 0:
+            chunk = pyarrow.decompress(chunk, size, codec='lz4', asbytes=True)
+        if kind == 2:  # first every fourth byte, then those after them, …
+            groups, chunk = chunk, bytearray(size)
+            for place in range(4):
+                count = len(range(place, size, 4))
+                chunk[place::4], groups = groups[:count], groups[count:]
+        chunks.append(bytes(chunk))
+    return chunks
+
+
+SHARD_HEAD, SHARD_ROW = 48, 48  # bytes
+SHARD_END = b'\xff' * 32  # in place of a hash
+
+
+def read_shard(shard):
+    "The segments of each file, in Xet's last upload: xorb, first chunk, end."
+    files, at = [], SHARD_HEAD
+    while shard[at:at + 32] != SHARD_END:
+        flags, n_segments = struct.unpack('<32xII8x', shard[at:at + SHARD_ROW])
+        segments = []
+        for _ in range(n_segments):
+            at += SHARD_ROW
+            *words, start, end = struct.unpack('<4Q8xII', shard[at:at + SHARD_ROW])
+            segments.append((''.join(f'{word:016x}' for word in words), start, end))
+        files.append(segments)
+        n_checks = n_segments if flags & 1 << 31 else 0
+        n_sums = 1 if flags & 1 << 30 else 0
+        at += (1 + n_checks + n_sums) * SHARD_ROW
+    return files
+
+
 class Hub(LocalServer):
     "A Hugging Face hub."
     handler = Handler
@@ -317,8 +384,11 @@ class Hub(LocalServer):
     def __init__(
         self,
         tokens=('hf_reader', 'hf_writer'),  # that this hub knows; the last one may write
+        xet=False,  # does it take large files by Xet, and do its clients ask for it?
     ):
         self.tokens = tokens
+        self.xet = xet
+        self.xorbs = {}  # what came by Xet: name to chunks
         self.repositories = {}  # name to commit to path to content; in order, newest last
         self.private = set()  # names of repositories
         self.large_files = {}  # sha256 to content
@@ -338,7 +408,8 @@ class Hub(LocalServer):
     def variables(self):
         "The hub's address, and a home without a token."
         return dict(HF_ENDPOINT=self.address, HF_HOME=self.folder.name,
-                    HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1')
+                    HF_HUB_DISABLE_XET=str(int(not self.xet)),
+                    HF_HUB_DISABLE_TELEMETRY='1')
 
 
 API = f'/api/(?:models/)?{REPO}'
@@ -355,9 +426,13 @@ ROUTES = {
     rf'POST /{REPO}\.git/info/lfs/objects/batch': Handler.batch,
     'PUT /lfs/(?P<sha256>[0-9a-f]{64})': Handler.take,
     'POST /verify': Handler.verify,
+    f'GET {API}/xet-write-token/{REVISION}': Handler.xet_token,
+    'POST /cas/v1/xorbs/default/(?P<name>[0-9a-f]{64})': Handler.take_xorb,
+    'POST /cas/v1/shards': Handler.take_shard,
     f'POST {API}/commit/{REVISION}': Handler.commit,
 }
-WRITING = Handler.create, Handler.preupload, Handler.batch, Handler.commit
+WRITING = (Handler.create, Handler.preupload, Handler.batch, Handler.xet_token,
+           Handler.take_xorb, Handler.take_shard, Handler.commit)
 
 
 # ---------------------------------------------------------------------- Weights & Biases

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD_TEMPLATE', 'HUB_TIMEOUT', 'run_of', 'training_stages', 'data_text', 'stage_text', 'loss_text',
            'measures_section', 'card_metadata', 'model_card', 'write_model_folder', 'limited_client', 'hub_api',
-           'check_push', 'push_folder']
+           'check_push', 'push_failure', 'push_folder']
 
 # %% ../nbs/30b_model_card.ipynb #b35c347e
 import contextlib
@@ -140,9 +140,19 @@ model, tokenizer = load_checkpoint('{name}')
 print(generate(model, tokenizer, 'Once upon a time')[0])
 ```
 
-In a terminal: `python -m piny.sampling "Once upon a time" --checkpoint {name}`. In
-`transformers`: `pipeline('text-generation', '{name}')`. For llama.cpp:
-`python -m piny.export gguf --checkpoint {name} --out model.gguf`.
+In a terminal: `python -m piny.sampling "Once upon a time" --checkpoint {name}`. For
+llama.cpp: `python -m piny.export gguf --checkpoint {name} --out model.gguf`. In
+`transformers` (its `pipeline` may leave out the space between prompt and story):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained('{name}')
+tokenizer = AutoTokenizer.from_pretrained('{name}')
+prompt = tokenizer('Once upon a time', return_tensors='pt')
+ids = model.generate(**prompt, do_sample=True, max_new_tokens=200)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))
+```
 
 ## Data
 
@@ -277,6 +287,15 @@ def check_push(
                               'folder alone') from None
 
 
+def push_failure(
+    error: Exception,  # of the hub's client
+) -> str:  # goes on after "the Hugging Face hub"
+    "Say in a few words what was wrong with an upload."
+    if '/xet-write-token/' not in str(error):
+        return hub_failure(error)
+    return 'took no large file by Xet (with HF_HUB_DISABLE_XET=1 it goes by git LFS)'
+
+
 def push_folder(
     folder: str | Path,  # with a model and its card
     repository: str,  # on the hub: `who/what`, or `what` for the user's own
@@ -294,7 +313,7 @@ def push_folder(
         flag = '--private ' if private else ''
         raise ConnectionError(
             f'{folder} is written, but not pushed: the Hugging Face hub '
-            f'{hub_failure(error)}; later, push it with: '
+            f'{push_failure(error)}; later, push it with: '
             f'hf upload {flag}{repository} {shlex.quote(str(folder))}') from None
     if is_public:
         raise ValueError(f'{folder} is written, but not pushed: {address.repo_id} is there '

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LLAMA_NAMES', 'PIECES_COMPUTED', 'LLAMA_DEFAULTS', 'WRAPPERS', 'llama_config', 'rope_of_llama', 'check_computable',
            'config_from_llama', 'read_config', 'llama_weight_name', 'write_folder', 'read_tensors', 'weight_faults',
-           'read_weights', 'load_checkpoint']
+           'read_weights', 'check_added_tokens', 'load_checkpoint']
 
 # %% ../nbs/13_pretrained.ipynb #55f167f4
 from collections.abc import Mapping
@@ -245,11 +245,35 @@ def read_weights(
     return weights
 
 # %% ../nbs/13_pretrained.ipynb #0285a559
+def check_added_tokens(
+    folder: Path,  # a Hugging Face folder
+    n_pieces: int,  # of its `tokenizer.model`
+) -> None:
+    "Refuse, by a ValueError, tokens that JSON files add to those of `tokenizer.model`."
+    by_id = {}
+    if (folder/'added_tokens.json').is_file():
+        for token, token_id in read_json(folder/'added_tokens.json').items():
+            by_id[token_id] = token
+    if (folder/'tokenizer.json').is_file():
+        for added in read_json(folder/'tokenizer.json').get('added_tokens') or []:
+            by_id[added['id']] = added['content']
+    tokens = [by_id[token_id] for token_id in sorted(by_id) if token_id >= n_pieces]
+    if tokens:
+        raise ValueError(
+            f'The tokenizer in {folder} has tokens that its tokenizer.model does not have: '
+            f'{", ".join(tokens[:3])}{" …" * (len(tokens) > 3)}; give a folder without '
+            'added tokens, or read the weights alone with Piny.from_pretrained'
+        )
+
+
 def load_checkpoint(
     path: str | Path,  # as for `find_checkpoint`
     device: str | torch.device = 'cpu',  # where the model goes
 ) -> tuple[Piny, Tokenizer]:  # the model, in evaluation mode, and its tokenizer
-    "Load model and tokenizer of a checkpoint."
+    "Load model and tokenizer of a checkpoint, or say why not (as the functions above)."
     folder = find_checkpoint(path)
     model = Piny.from_pretrained(folder, device=device).eval()
-    return model, Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    if model.config.vocab_size > tokenizer.vocab_size:
+        check_added_tokens(folder, tokenizer.vocab_size)
+    return model, tokenizer
