@@ -260,6 +260,10 @@ def hub_api() -> Any:  # a `huggingface_hub.HfApi`
     "Have the hub's client with the user's token; a ValueError where either is missing."
     huggingface_hub = import_extra('huggingface_hub', 'export',
                                    'Pushing needs the huggingface_hub package')
+    if not hasattr(huggingface_hub, 'set_client_factory'):
+        raise ValueError(f'Pushing needs huggingface_hub 1 or newer, and '
+                         f'{huggingface_hub.__version__} is installed; run '
+                         "pip install -U 'huggingface_hub>=1'")
     token = huggingface_hub.get_token()
     if not token:
         raise ValueError('There is no token for the Hugging Face hub; run hf auth login, '

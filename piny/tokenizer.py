@@ -253,7 +253,7 @@ def tokenizer_config(
     config: dict[str, Any] = dict(
         tokenizer_class='PreTrainedTokenizerFast', add_bos_token=True,
         split_special_tokens=True, unk_token='<unk>', bos_token='<s>', eos_token='</s>',
-        pad_token='</s>', clean_up_tokenization_spaces=False,
+        pad_token='</s>', padding_side='left', clean_up_tokenization_spaces=False,
         model_input_names=['input_ids', 'attention_mask'])
     if model_max_length:
         config['model_max_length'] = model_max_length
