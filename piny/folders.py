@@ -134,15 +134,17 @@ def split_files(
     splits = {path: named_splits(path.relative_to(source)) for path in files}
     train = [path for path in files if 'train' in splits[path]]
     validation = [path for path in files if 'validation' in splits[path]]
-    if Path(source).is_file() or not (train or validation):
-        return SplitFiles(files, files)
+    unnamed = [path for path in files if not splits[path]]
+    if not (train or validation):
+        train, unnamed = unnamed, []
     if not train:
-        raise ValueError(f'{source} has files for validation and none for training; '
+        others = 'validation' if validation else 'tests'
+        raise ValueError(f'{source} has files for {others} and none for training; '
                          'put train into the name of one')
     if not validation:
         validation = train
-    if strays := [path for path in files if not splits[path]]:
+    if unnamed:
         raise ValueError(
-            f'{strays[0]} belongs to no split, though other files of that folder do; '
+            f'{unnamed[0]} belongs to no split, though other files of that folder do; '
             'put train or valid into its name, or remove it')
     return SplitFiles(train, validation)

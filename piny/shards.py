@@ -211,9 +211,12 @@ def check_prepared(
         raise ValueError(
             f'{folder} was prepared with a vocabulary of {card["vocab_size"]:,}, but '
             f'{vocab_size:,} was asked for; use --vocab_size {card["vocab_size"]}')
-    for name in card['crc32']:
+    for name, checksum in card['crc32'].items():
         if not (folder/name).is_file():
             raise ValueError(f'{folder} lacks its shard {name}; '
+                             'remove that folder and prepare the data again')
+        if read_header(folder/name)['crc32'] != checksum:
+            raise ValueError(f'{folder}/{name} is not the shard that the data card names; '
                              'remove that folder and prepare the data again')
     for split in card['splits']:
         TokenShards(folder, split, card['fingerprint'], verify=True)
