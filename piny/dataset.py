@@ -37,7 +37,7 @@ def read_stories(
     without: Collection[str] = (),  # rules that are turned off
     revision: str | None = None,  # of a data set on the hub; None: ask the hub
 ) -> Iterator[str]:  # clean stories
-    "Read clean stories of a split: of prepared data, or of a source by all rules but `leak`."
+    "Read clean stories: of prepared data, or of a source by all rules but `leak`."
     if (Path(source)/CARD).is_file():
         tokenizer = Tokenizer.from_pretrained(Path(source)/'tokenizer')
         tokens = TokenShards(source, split, tokenizer.fingerprint)
