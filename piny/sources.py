@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HUB', 'HUB_ANSWERS', 'HUB_PATIENCE', 'HELD_OUT_EVERY', 'storybook_options', 'storybook_stories', 'user_cache',
-           'cache_folder', 'hub_failure', 'hub_revision', 'hub_texts', 'next_texts', 'with_patience', 'is_separator',
-           'join_lines', 'hub_stories', 'is_path', 'source_files', 'source_notes', 'path_stories', 'raw_stories',
-           'too_few_stories', 'text_bytes', 'first_bytes', 'source_revision', 'source_identity']
+           'cache_folder', 'hub_failure', 'hub_revision', 'NoTextColumn', 'hub_texts', 'next_texts', 'with_patience',
+           'is_separator', 'join_lines', 'hub_stories', 'is_path', 'source_files', 'source_notes', 'path_stories',
+           'raw_stories', 'too_few_stories', 'text_bytes', 'first_bytes', 'source_revision', 'source_identity']
 
 # %% ../nbs/03_sources.ipynb #de940b71
 import contextlib
@@ -155,12 +155,16 @@ def hub_revision(
             'folder of stories or use --data storybook') from None
 
 # %% ../nbs/03_sources.ipynb #b3c59cb3
+class NoTextColumn(ValueError):
+    "A data set on the hub has its stories in no column `text`."
+
+
 def hub_texts(
     name: str,  # a key of `HUB`
     split: str,  # `train` or `validation`
     revision: str,  # the commit
 ) -> Iterator[str]:  # of a table the stories; of a text file its lines
-    "Stream the texts of a data set's rows."
+    "Stream the texts of a data set's rows; a NoTextColumn where they have none."
     import datasets
     source = HUB[name]
     files = dict(data_files=source['files']) if 'files' in source else {}
@@ -173,6 +177,11 @@ def hub_texts(
     if end:
         rows = rows.take(end - begin)
     for row in rows:
+        if 'text' not in row:
+            raise NoTextColumn(
+                f'{source["path"]} has no column text (its columns: '
+                f'{some_names([*row])}); download its files, name the column of the '
+                'stories text or story, and give --data their folder')
         yield row['text']
 
 # %% ../nbs/03_sources.ipynb #576c4dd6
@@ -222,12 +231,14 @@ def hub_stories(
     counts: ReadCounts | None = None,  # takes what may surprise
     patience: float = HUB_PATIENCE,  # how long to wait for stories, seconds
 ) -> Iterator[str]:
-    "Stream the stories of a data set on the hub; a ConnectionError where that fails."
+    "Stream a data set's stories; a ConnectionError or NoTextColumn where that fails."
     revision = revision or hub_revision(name)
     try:
         texts = with_patience(hub_texts(name, split, revision), patience)
         rows = join_lines(texts) if 'files' in HUB[name] else texts
         yield from cut_rows(rows, f'{name}, {split}', counts or ReadCounts())
+    except NoTextColumn:
+        raise
     except Exception as error:
         raise ConnectionError(
             f'Reading {name} failed: the Hugging Face hub {hub_failure(error)}; the same '
