@@ -47,7 +47,7 @@ class Page:
             self.faults.append(f'asks for {request.url}')
 
     def look(self, name, axe):
-        "Open a page; give its faults, also for people who hear or type it if `axe` is given."
+        "Open a page; give its faults, those that `axe` finds too if it is given."
         self.faults = []
         self.page.goto(self.base + name)
         self.page.wait_for_timeout(100)  # what a script asks for when all is loaded

@@ -130,7 +130,7 @@ def add_shape(
 def write_gguf(
     model: Piny,
     tokenizer: Tokenizer,
-    path: str | Path,  # of the file, which is replaced where it exists
+    path: str | Path,  # of the file, which is replaced where it exists; its folder is made
     kind: GgufType = 'f32',
     name: str = 'piny',  # what programs show
 ) -> None:
@@ -143,6 +143,7 @@ def write_gguf(
             'pieces, or it has blocks of its own; use the checkpoint folder')
     file_types = dict(f32=gguf.LlamaFileType.ALL_F32, f16=gguf.LlamaFileType.MOSTLY_F16,
                       q8_0=gguf.LlamaFileType.MOSTLY_Q8_0)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         writer = gguf.GGUFWriter(unfinished, 'llama')
         writer.add_name(name)
