@@ -188,7 +188,7 @@ def mask_diagram(
               if doc_ids else '; later keys are masked')
     drawing = Drawing(bottom + (74 if doc_ids else 46), (
         f'A square of {n} queries, one a row, by {n} keys, one a column. Each query sees '
-        f'the keys of its own story up to itself{others}.'))
+        f'the keys {"of its own story " if doc_ids else ""}up to itself{others}.'))
     drawing.label(4, 12, 'queries', 'start')
     drawing.label((left + right) / 2, 12, 'keys')
     drawing.box((left + right) / 2, (top + bottom) / 2, right - left, bottom - top, fill=0,

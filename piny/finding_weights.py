@@ -22,13 +22,13 @@ POINTER_BYTES = 4096  # no path is longer
 
 def read_pointer(
     pointer: Path,  # a file such as `RUN/checkpoints/best`
-) -> str:  # the name in it; empty where there is none
+) -> str:  # the name in it
     "Read a pointer, or refuse a file that is none by a sentence (ValueError)."
     with open(pointer, 'rb') as file:
         content = file.read(POINTER_BYTES)
     name = content.decode(errors='replace').strip()
     is_text = name.isprintable() and '\N{REPLACEMENT CHARACTER}' not in name
-    if not is_text or len(content) == POINTER_BYTES:
+    if not name or not is_text or len(content) == POINTER_BYTES:
         raise ValueError(
             f'{pointer} is no pointer to a checkpoint, which is one line with the name of '
             'a folder; give a run folder, a checkpoint folder, or RUN/checkpoints/best'
@@ -102,8 +102,8 @@ def find_checkpoint(
         path = path/'checkpoints'/'latest'
     if path.name == 'latest' and not path.is_dir():
         path = follow_latest(path.parent)
-    if path.is_file() and (name := read_pointer(path)):
-        path = path.parent/name
+    if path.is_file():
+        path = path.parent/read_pointer(path)
     if not path.is_dir():
         raise FileNotFoundError(
             f'There is no checkpoint at {path}; '

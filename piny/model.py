@@ -302,8 +302,8 @@ class Piny(nn.Module):
         attention = config.n_layers * config.n_heads * config.head_size * seq_len
         return 6 * n_weights + 6 * attention
 
-    # The next two are asked of the model, and their work stands on the page after it, which
-    # needs ModelConfig. So these imports, the only ones of the book, point forward.
+    # The next two are asked of the model, but the work is done by modules of later pages,
+    # which import this one. So they import those modules only when they are called.
 
     @classmethod
     def from_pretrained(
