@@ -2,15 +2,19 @@
 
     python nbs/results/sampling-speed.py [--rounds 3] [--llama2c FOLDER]
                                          [--checkpoint RUN --data PATH]
+                                         [--batches 1] [--busy 1] [--out FILE]
 
 The card's model with random weights, 200 greedy tokens after a prompt of 20, for one story
 and batches of 8 and 64. Each row is a process of its own; rows take turns in rounds.
 `transformers` and llama.cpp (through `pip install xllamacpp gguf`) are left out where they
 are not installed. `--llama2c` names a folder with `run` and `runq`, built from
 github.com/karpathy/llama2.c with `gcc -O3 -ffast-math -fopenmp -march=native`. With
-`--checkpoint` and `--data` the loss with weights of eight bits is measured, too.
+`--checkpoint` and `--data` the loss with weights of eight bits is measured, too. `--busy`
+has other processes at work meanwhile, each on as much of a core as it can get. The numbers
+of another machine go to a file of their own, by `--out`.
 """
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -26,8 +30,10 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 PROMPT, NEW = 20, 200  # tokens
-KINDS = {'piny': ('float32', 'int8'), 'transformers': ('float32',),
-         'llama2.c': ('float32', 'int8'), 'llama.cpp': ('float32', 'int8')}
+ONE_STORY = 'piny, one thread', 'llama2.c'  # no batches
+KINDS = {'piny': ('float32', 'int8'), 'piny, one thread': ('float32', 'int8'),
+         'transformers': ('float32',), 'llama2.c': ('float32', 'int8'),
+         'llama.cpp': ('float32', 'int8')}
 
 
 class Job(NamedTuple):
@@ -63,21 +69,34 @@ def rate(work, action):
     return statistics.median(rates)
 
 
-def limits():
-    "Bytes a second that all cores read, and operations a second of a float32 product."
+def readers():
+    "Ways to read a large buffer with all cores: name to bytes and action."
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy as np
     import torch
 
     from piny.step import multiply
 
     buffer, row = np.ones((2**16, 2**11), np.float32), np.ones(2**16, np.float32)
+    cores = os.cpu_count()
+    parts, pool = np.array_split(buffer, cores), ThreadPoolExecutor(cores)
+    y, tensor = row.copy(), torch.from_numpy(buffer)
+
+    def four_places():
+        multiply(buffer, row, row[:2**11], 1.0, y, np.float32(0), cores)
+
+    return {"the step's product": (buffer.nbytes, four_places),
+            "numpy's sum": (buffer.nbytes, lambda: list(pool.map(np.sum, parts))),
+            "torch's sum": (buffer.nbytes, tensor.sum)}
+
+
+def limits():
+    "Bytes a second of each reader, and operations a second of a float32 product."
+    import torch
     a = torch.randn(2048, 2048)
-
-    def read():  # at four places a core, which is faster than torch's sum
-        multiply(buffer, row, row[:2**11], 1.0, row.copy(), np.float32(0), os.cpu_count())
-
-    return dict(bytes_per_second=rate(buffer.nbytes, read),
-                operations_per_second=rate(2 * 2048**3, lambda: a @ a))
+    read = {name: rate(size, action) for name, (size, action) in readers().items()}
+    return dict(read=read, operations_per_second=rate(2 * 2048**3, lambda: a @ a))
 
 
 def timed(run, batch):
@@ -112,6 +131,13 @@ def piny(kind, batch, folder):
             pass
 
     return timed(run, batch)
+
+
+def piny_alone(kind, batch, folder):
+    "The same with one thread."
+    import torch
+    torch.set_num_threads(1)
+    return piny(kind, batch, folder)
 
 
 def transformers(kind, batch, folder):
@@ -173,8 +199,8 @@ def llamacpp(kind, batch, folder):
     return speed
 
 
-PEERS = {'piny': piny, 'transformers': transformers, 'llama2.c': llama2c,
-         'llama.cpp': llamacpp}
+PEERS = {'piny': piny, 'piny, one thread': piny_alone, 'transformers': transformers,
+         'llama2.c': llama2c, 'llama.cpp': llamacpp}
 
 
 # ---- the model as the other programs want it
@@ -313,13 +339,39 @@ def measure(jobs, rounds, folder, llama2c_folder):
     return answers
 
 
+@contextlib.contextmanager
+def busy_processes(n):
+    "Processes that multiply matrices meanwhile, with one thread each."
+    work = 'import numpy; a = numpy.ones((512, 512))\nwhile True: a @ a'
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
+    processes = [subprocess.Popen([sys.executable, '-c', work], env=environment)
+                 for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def processor():
+    "What the machine calls its processor; on Linux with its family and model."
+    info = Path('/proc/cpuinfo')
+    if not info.exists():
+        return platform.machine()
+    lines = [line.partition(':') for line in info.read_text().splitlines()]
+    named = {key.strip(): value.strip() for key, _, value in lines}
+    return (f'{named.get("model name", platform.machine())}, family '
+            f'{named.get("cpu family")}, model {named.get("model")}')
+
+
 def compare(options, available):
     "All rows, and the limits of this machine."
     import torch
     jobs = []
     for batch in options.batches:
         for peer, kinds in KINDS.items():
-            if available[peer] and (batch == 1 or peer != 'llama2.c'):
+            if available[peer] and (batch == 1 or peer not in ONE_STORY):
                 jobs += [Job(peer, kind, batch) for kind in kinds]
     with tempfile.TemporaryDirectory() as folder:
         model = card()
@@ -328,7 +380,8 @@ def compare(options, available):
             write_llama2c(model, folder)
         if available['llama.cpp']:
             write_gguf(model, folder)
-        answers = measure(jobs, options.rounds, folder, options.llama2c)
+        with busy_processes(options.busy):
+            answers = measure(jobs, options.rounds, folder, options.llama2c)
     rows = []
     for job, measured in answers.items():
         speeds = [answer['speed'] for answer in measured]
@@ -336,11 +389,14 @@ def compare(options, available):
             rows.append(dict(**job._asdict(), tokens_per_second=statistics.median(speeds),
                              least=min(speeds), most=max(speeds)))
     result = dict(torch=torch.__version__, python=platform.python_version(),
-                  cores=os.cpu_count(), rounds=options.rounds,
-                  parameters=model.num_parameters())
-    for key in 'bytes_per_second', 'operations_per_second':
-        result[key] = statistics.median(
-            answer[key] for measured in answers.values() for answer in measured)
+                  processor=processor(), cores=os.cpu_count(), rounds=options.rounds,
+                  busy=options.busy, parameters=model.num_parameters())
+    limits = [answer for measured in answers.values() for answer in measured]
+    result['operations_per_second'] = statistics.median(
+        answer['operations_per_second'] for answer in limits)
+    result['read'] = {name: statistics.median(answer['read'][name] for answer in limits)
+                      for name in limits[0]['read']}
+    result['bytes_per_second'] = max(result['read'].values())
     return dict(result, rows=rows)
 
 
@@ -352,6 +408,9 @@ def print_result(result):
               f'({row["least"]:,.0f} to {row["most"]:,.0f})')
     memory = result['bytes_per_second'] / result['parameters']
     product = result['operations_per_second'] / result['parameters'] / 2
+    if result.get('read'):
+        print(', '.join(f'{name}: {speed / 1e9:.1f} GB/s'
+                        for name, speed in result['read'].items()))
     print(f'memory limit of one story: {memory / 4:,.0f} in float32, '
           f'{memory:,.0f} in int8; matmul ceiling: {product:,.0f} tokens/s')
 
@@ -364,6 +423,8 @@ def main():
                         help='0: keep the speeds that are there (default: 3)')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8, 64])
     parser.add_argument('--llama2c', help='a folder with run and runq')
+    parser.add_argument('--busy', type=int, default=0, help='so many other processes (0)')
+    parser.add_argument('--out', default='sampling-speed.json', help='file, beside this')
     parser.add_argument('--checkpoint',
                         help='a trained run, to measure what eight bits cost')
     parser.add_argument('--data', help='text whose validation split to score it on')
@@ -373,11 +434,12 @@ def main():
         worker(*options.worker)
     if bool(options.checkpoint) != bool(options.data):
         parser.error('give --checkpoint and --data, or neither')
-    available = {'piny': True, 'transformers': find_spec('transformers'),
+    available = {'piny': True, 'piny, one thread': True,
+                 'transformers': find_spec('transformers'),
                  'llama2.c': options.llama2c,
                  'llama.cpp': find_spec('xllamacpp') and find_spec('gguf')}
 
-    path = HERE/'sampling-speed.json'
+    path = HERE/options.out
     result = json.loads(path.read_text()) if path.is_file() else {}
     if options.rounds:
         result.update(compare(options, available))
