@@ -1,6 +1,6 @@
 """Breaks training in every way of the table, over and over. Writes faults.json.
 
-    python nbs/results/faults.py            all counts; some twenty minutes on two cores
+    python nbs/results/faults.py            all counts; some forty minutes on two cores
     python nbs/results/faults.py --quick    each once or twice, writes nothing
     python nbs/results/faults.py --only kill_9 --only exact
 
@@ -128,7 +128,7 @@ def curve(run):
 def straight(folder, steps, **fields):
     "The curve of a run that nothing happened to."
     run = folder / 'straight'
-    end(start(out=run, max_steps=steps, **fields))
+    end(start(out=run, max_steps=steps, **fields), seconds=900)
     return curve(run)
 
 
@@ -138,23 +138,31 @@ def straight(folder, steps, **fields):
 
 def kill_9(folder, times):
     "kill -9 at random moments"
-    run, process = folder / 'run', None
+    # a process is killed only after a step that none before it had come to
+    run, every = folder / 'run', SMALL['save_every']
     for _ in range(times):
+        furthest = last_step(run)
         if (run / 'run.json').exists():
             process = start('--resume', run)
         else:
             process = start(out=run, max_steps=100_000)
-        time.sleep(random.uniform(0.5, 7))
+        come_to(run, furthest + 1, process)
+        time.sleep(random.uniform(0, 2))
+        assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate()
+        cut = bool(list((run / 'checkpoints').glob('.step-*.part')))
         found = [damage(step) for step in list_checkpoints(run)]
         assert not any(found), found
         newest = int(list_checkpoints(run)[0].name[5:]) if list_checkpoints(run) else 0
-        lost = last_step(run) - newest
-        assert lost < 2 * SMALL['save_every'], (lost, newest)  # one save may be on its way
-        yield lost
-    end(start('--resume', run, max_steps=newest + 2 * SMALL['save_every']))
-    assert curve(run) == straight(folder, newest + 2 * SMALL['save_every'])
+        done = last_step(run)
+        # a save waits for the one before: with a checkpoint on its way, `every` steps after
+        # the newest whole one, `every` more can be done until the next save waits for it
+        assert 0 <= done - newest <= 2 * every, (done, newest)
+        yield dict(new=done - furthest, lost=done - newest, cut=cut)
+    steps = newest + 2 * every
+    end(start('--resume', run, max_steps=steps))
+    assert curve(run) == straight(folder, steps)
 
 
 def signals(folder, times):
