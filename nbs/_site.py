@@ -205,6 +205,23 @@ def accessible(html):
         'data-bs-toggle="collapse" data-bs-target="#callout-')
 
 
+def solutions_folded(html):
+    "A page whose solutions hide what they print, too, until they are opened."
+    start = html.find('<summary>Solution</summary>')
+    while start >= 0:
+        end = html.index('</details>', start)
+        html = html[:end] + html[end + len('</details>'):]
+        depth = 1  # the cell is open
+        for tag in re.finditer(r'<(/?)div\b', html[end:]):
+            depth += -1 if tag[1] else 1
+            if depth == 0:
+                end += tag.start()
+                break
+        html = f'{html[:end]}</details>{html[end:]}'
+        start = html.find('<summary>Solution</summary>', end)
+    return html
+
+
 def site(_):
     "Faults of the docs site; builds it into _docs/."
     from nbdev.serve import proc_nbs
@@ -223,7 +240,7 @@ def site(_):
     remove_web_fonts(Path('_docs'))
     for path in paths:
         html = path.read_text(encoding='utf-8')
-        html = formulas_as_mathml(plain_comments(html))
+        html = solutions_folded(formulas_as_mathml(plain_comments(html)))
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)

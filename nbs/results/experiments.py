@@ -59,6 +59,7 @@ EXPERIMENTS = {
     'card-8e-3': small("The card's recipe at a higher rate", CARD, learning_rate=8e-3),
     'batch-4096': small('A smaller batch?', MUON, tokens_per_step=4096),
     'batch-16384': small('A larger batch?', MUON, tokens_per_step=16384),
+    'batch-2048': small('A smaller batch?', MUON, tokens_per_step=2048),
     'card-schedule': small('How much of it is the schedule?', MUON, warmup=50/10_300,
                            decay=6_000/10_300, final_ratio=0.1),
     'adamw': small('How much of it is Muon?', MUON, optimizer='adamw',
