@@ -112,7 +112,7 @@ def seed_sentence() -> Markdown:
     percent = 100 * (max(losses) / min(losses) - 1)
     n_seeds = {2: 'two', 3: 'three'}.get(len(losses), len(losses))
     return Markdown(f'The {n_seeds} plain models, which differ in nothing but their '
-                    f'seeds, lie up to {percent:.1f} % apart.')
+                    f'seeds, lie up to {percent:.1f}% apart.')
 
 
 def show_ablations(
