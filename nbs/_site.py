@@ -205,6 +205,13 @@ def accessible(html):
         'data-bs-toggle="collapse" data-bs-target="#callout-')
 
 
+def links_as_meant(html):
+    "A page in which a link around a symbol of the library goes where its writer wanted."
+    automatic = r'\[<a href="[^"]*">(<code>[^<]*</code>)</a>\]'
+    return re.sub(automatic + r'\(([\w/.]+)\.ipynb(#[\w.-]+)?\)',
+                  r'<a href="\2.html\3">\1</a>', html)
+
+
 def solutions_folded(html):
     "A page whose solutions hide what they print, too, until they are opened."
     start = html.find('<summary>Solution</summary>')
@@ -240,7 +247,8 @@ def site(_):
     remove_web_fonts(Path('_docs'))
     for path in paths:
         html = path.read_text(encoding='utf-8')
-        html = solutions_folded(formulas_as_mathml(plain_comments(html)))
+        html = links_as_meant(formulas_as_mathml(plain_comments(html)))
+        html = solutions_folded(html)
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)
