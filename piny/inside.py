@@ -145,8 +145,8 @@ def finished_views(
 ) -> dict[str, str | int]:  # surprise, attention, layers; layer and head of the attention
     "Views of a text, as HTML."
     ids = tokenizer.encode(text, bos=True)[:decoder.config.context]
-    if len(ids) < 2:
-        raise ValueError(f'{text!r} was given; give a text of one token or more')
+    if len(ids) < 3:
+        raise ValueError(f'{text!r} was given; give a text of two tokens or more')
     names = [tokenizer.processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
     vocabulary = [escape(name) for name in names]
     pieces = [vocabulary[id] for id in ids]

@@ -78,7 +78,8 @@ class RunViewer(Panel):
         "Ask when the runs that are picked were last written, and which others there are."
         times = dict.fromkeys(run_names(self.folder), 0)
         for name in times.keys() & set(self.runs.value):
-            times[name] = (self.folder/name/'metrics.jsonl').stat().st_mtime_ns
+            files = self.folder/name/'metrics.jsonl', self.folder/name/'samples.md'
+            times[name] = max(path.stat().st_mtime_ns for path in files if path.exists())
         return times
 
     def refresh(self) -> None:
