@@ -17,6 +17,7 @@ import ipywidgets as widgets
 
 from .metrics import plot_runs, read_samples
 from .panels import Panel, as_png, error_html, start_thread
+from .tracking import modified_time
 
 # %% ../nbs/29d_run_viewer.ipynb #view0006
 def run_names(
@@ -79,7 +80,7 @@ class RunViewer(Panel):
         times = dict.fromkeys(run_names(self.folder), 0)
         for name in times.keys() & set(self.runs.value):
             files = self.folder/name/'metrics.jsonl', self.folder/name/'samples.md'
-            times[name] = max(path.stat().st_mtime_ns for path in files if path.exists())
+            times[name] = max(modified_time(path) or 0 for path in files)
         return times
 
     def refresh(self) -> None:
