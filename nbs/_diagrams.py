@@ -175,6 +175,53 @@ def heads_diagram(
     return drawing
 
 
+def attention_flow_diagram(
+    tokens: Sequence[str],  # the last one asks, and all are looked at
+    scores: Sequence[float],  # of its query with each key
+    weights: Sequence[float],  # softmax of the scores
+    head_dim: int,  # numbers in a query, a key or a value
+) -> Drawing:
+    "One query of one head: from the tokens' vectors to its output."
+    columns, _ = spread(68, 430, len(tokens))
+    shares = ', '.join(f'{token} {weight:.0%}' for token, weight in zip(tokens, weights))
+    drawing = Drawing(338, (
+        f'Each of {len(tokens)} tokens has a vector x, of which matrices make a key k and '
+        f'a value v. The last token, {tokens[-1]}, has a query q, too. Query and key give '
+        f'a score, and softmax makes the scores weights: {shares}. Each weight multiplies '
+        f'its value, and their sum is the output, {head_dim} numbers.'))
+    names = {18: 'x', 78: 'k, v', 110: 'q · k', 140: 'scores', 173: 'softmax',
+             204: 'weights', 256: 'times v', 284: 'sum'}
+    for y, name in names.items():
+        drawing.label(2, y, name, 'start')
+    for x, token, score, weight in zip(columns, tokens, scores, weights):
+        draw_key(drawing, x, token, score, weight, token_lit=x == columns[-1])
+    query = drawing.box(454, 78, 30, 28, 'q', lit=True)
+    drawing.arrow((columns[-1] + 23, 18), (query.x, 18), query.top)
+    drawing.line(query.bottom, (query.x, 110), (columns[0] - 8, 110), color=ACCENT)
+    drawing.line((columns[0] - 8, 284), (columns[-1] - 8, 284))
+    output = drawing.box(WIDTH / 2, 320, 200, 32, f'output: {head_dim} numbers', lit=True)
+    drawing.arrow((output.x, 284), output.top)
+    return drawing
+
+
+def draw_key(drawing, x, token, score, weight, token_lit):
+    "The column of one token: its key, score, weight and value."
+    vector = drawing.box(x, 18, 46, 28, token, lit=token_lit)
+    key = drawing.box(x - 8, 78, 32, 28, 'k')
+    value = drawing.box(x + 17, 78, 14, 28, 'v')
+    result = drawing.box(x - 8, 140, 38, 28, f'{score:.1f}'.replace('-', '−'))
+    part = drawing.box(x - 8, 204, 38, 28, f'{weight:.0%}', lit=True)
+    for box in key, value:
+        drawing.arrow((box.x, vector.bottom[1]), box.top)
+    drawing.arrow(key.bottom, result.top)
+    drawing.disc(key.x, 110, 3, lit=True, solid=True)
+    drawing.arrow(result.bottom, part.top)
+    drawing.disc(part.x, 256, 10, '×')
+    drawing.arrow(part.bottom, (part.x, 246))
+    drawing.arrow(value.bottom, (value.x, 256), (part.x + 10, 256))
+    drawing.line((part.x, 266), (part.x, 284))
+
+
 def mask_diagram(
     tokens: Sequence[str],  # a row, token by token
     doc_ids: Sequence[int] = (),  # the story that each token belongs to; none: it is one
