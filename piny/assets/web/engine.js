@@ -3,7 +3,7 @@
 // It does what the book's Python does, in the same order; each part names its page. With
 // the same seed it tells the same story as `Decoder(model, int8=True)`.
 
-// ------------------------------------------------------------------- the model (30c_export)
+// ------------------------------------------------------------------ the model (30c_export)
 
 const KINDS = {float32: Float32Array, int8: Int8Array};
 const DAMAGED = 'the file is damaged, or none of Piny\'s; export it again.';
