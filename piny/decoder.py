@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KVCache', 'attend_one_token', 'CachedAttention', 'attend_by_layer', 'step_fits', 'step_weights', 'step_for',
-           'without_autocast', 'Decoder']
+           'move_to_large_pages', 'without_autocast', 'Decoder']
 
 # %% ../nbs/17_decoder.ipynb #fa1dfb3d
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -183,6 +184,15 @@ def step_for(
         return None
     return CompiledStep(step_weights(model, int8, weights), model.config.norm_eps)
 
+# %% ../nbs/17_decoder.ipynb #0ecc9233
+def move_to_large_pages(
+    weights: dict[str, torch.Tensor],  # of `arrange_weights`, on the CPU; changed
+) -> None:
+    "Put the matrices where numpy puts large arrays: in large pages, if the system has some."
+    from piny.step import MATRICES
+    for name in MATRICES:
+        weights[name] = torch.from_numpy(np.array(weights[name]))
+
 # %% ../nbs/17_decoder.ipynb #3e7c4315
 def without_autocast(
     device: torch.device,
@@ -217,6 +227,8 @@ class Decoder:
             self.head: Callable = model.logits
             return
         weights = arrange_weights(model, int8)
+        if step_fits(model):
+            move_to_large_pages(weights)
         self.dtype = weights['norm'].dtype  # float64 with eight bits
         self.model, self.rope = fused_copy(model, weights), complex_rope(model, self.dtype)
         self.layers: list[Any] = list(self.model.layers)
