@@ -188,7 +188,7 @@ def step_for(
 def move_to_large_pages(
     weights: dict[str, torch.Tensor],  # of `arrange_weights`, on the CPU; changed
 ) -> None:
-    "Put the matrices where numpy puts large arrays: in large pages, if the system has some."
+    "Put the matrices where numpy puts large arrays: in large pages, if there are some."
     from piny.step import MATRICES
     for name in MATRICES:
         weights[name] = torch.from_numpy(np.array(weights[name]))
