@@ -194,10 +194,19 @@ def searched_by_prose(path):
     path.write_text(json.dumps(entries), encoding='utf-8')
 
 
+SCROLL_BY_KEYS = """<script>
+for (const box of document.querySelectorAll('pre, .cell-output-display')) {
+  if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+}
+</script>
+"""
+
+
 def accessible(html):
     """A page whose icons are silent, since the link around them says what they are, and
-    whose foldable boxes are buttons, for the keyboard, too."""
+    whose foldable boxes are buttons, and whose wide boxes scroll, by the keyboard, too."""
     html = html.replace('" role="img"></i>', '" aria-hidden="true"></i>')
+    html = html.replace('</body>', SCROLL_BY_KEYS + '</body>')
     press = "if (['Enter', ' '].includes(event.key)) { event.preventDefault(); click() }"
     return html.replace(
         'data-bs-toggle="collapse" data-bs-target="#callout-',
