@@ -462,7 +462,8 @@ def measure_row(name, folder, options, seconds, keep):
     if options.rehearse:
         command.append('--rehearse')
     environment = {**os.environ, 'WANDB_MODE': 'disabled', 'TQDM_DISABLE': '1',
-                   'PYTHONPATH': os.pathsep.join(sys.path), 'PINY_CACHE': str(folder/'cache')}
+                   'PYTHONPATH': os.pathsep.join(sys.path),
+                   'PINY_CACHE': str(folder/'cache')}
     errors = folder/'errors.txt'
     with errors.open('w') as log:
         process = subprocess.Popen(command, env=environment, text=True, stderr=log,
