@@ -11,8 +11,9 @@ the other rows of the file are kept. The table comes last.
 shows that the rows run, not what they are worth.
 
 Nothing is fetched: the text is the storybook. A machine without a network that has torch,
-transformers, Numba, safetensors and sentencepiece needs the wheels of pydantic,
-pydantic-core, annotated-types, typing-inspection, platformdirs, ftfy and wcwidth beside.
+transformers, Numba and safetensors needs the wheels of pydantic, pydantic-core,
+annotated-types, typing-inspection, platformdirs, ftfy, wcwidth and sentencepiece beside
+(0.2.2 of the last ends the process where a text gives too few pieces).
 """
 import argparse
 import contextlib
