@@ -1,6 +1,6 @@
 """What the model loses without one of its parts, as the pages of its parts show it.
 
-The numbers are those of `results/experiments.py --ablations`: rows in
+The numbers are those of `results/experiments.py --group ablations`: rows in
 `results/experiments/`, one for each change and seed.
 """
 import json
@@ -73,7 +73,7 @@ def draw_ablations(
     fig, ax = plt.subplots(figsize=(7, 1.5 + 0.34 * len(names)), layout='constrained')
     for place, name in enumerate(names):
         losses = {row['seed']: row['bits_per_byte'] for row in read_rows(name)}
-        mean, color = statistics.mean(losses.values()), 'tab:blue'
+        mean, color = statistics.mean(losses.values()), 'C0'
         if name == PLAIN:
             color = '0.35'
             ax.axvline(mean, color=color, linewidth=1, linestyle='--')

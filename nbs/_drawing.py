@@ -158,9 +158,13 @@ class Drawing:
 
 
 def svg_file(svg):
-    "An SVG as a file, which takes its colour from the settings of the reader."
+    """An SVG as a file, as large as it was drawn, which takes its colour from the settings
+    of the reader."""
     style = ('<style>svg { color: #1f2328 } @media (prefers-color-scheme: dark) '
              '{ svg { color: #e6edf3 } }</style>\n')
+    width, height = re.search('viewBox="0 0 ([0-9]+) ([0-9]+)"', svg).groups()
+    svg = re.sub(' style="display:block;[^"]*"', f' width="{width}" height="{height}"', svg,
+                 count=1)
     return svg.replace('<title>', style + '<title>', 1) + '\n'
 
 

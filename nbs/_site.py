@@ -238,6 +238,44 @@ def solutions_folded(html):
     return html
 
 
+FIGURE_COLOURS = {  # of `matplotlibrc`, as `styles.css` names them for light and dark
+    '#ffffff': 'var(--piny-paper)', '#000000': 'currentColor', '#262626': 'currentColor',
+    '#595959': 'var(--piny-quiet)', '#808080': 'var(--piny-quiet)',
+    '#e0e0e0': 'var(--piny-line)', '#0072b2': 'var(--piny-blue)',
+    '#d55e00': 'var(--piny-orange)', '#009e73': 'var(--piny-green)',
+    '#cc79a7': 'var(--piny-pink)', '#e69f00': 'var(--piny-yellow)',
+}
+
+
+def figures_as_the_page(html):
+    """A page whose figures have its colours, light or dark, and say what one sees.
+    A map of shades stays as it is; the style sheet turns it over for the dark."""
+    n_figures = 0
+
+    def as_the_page(match):
+        nonlocal n_figures
+        n_figures += 1
+        figure = re.sub(r'<g id="[^"]*">', '<g>', match['drawing'])
+        figure = re.sub(r'(id="|href="#|url\(#)', rf'\g<1>figure-{n_figures}-', figure)
+        kind = 'shades' if 'QuadMesh' in match['drawing'] else 'lines'
+        if kind == 'lines':
+            for colour, name in FIGURE_COLOURS.items():
+                figure = figure.replace(colour, name)
+        return (f'<svg role="img" class="figure-{kind}" aria-label="{match["alt"]}"'
+                f'{figure}</svg>')
+
+    drawing = r'<svg alt="(?P<alt>[^"]*)"(?P<drawing> xmlns:xlink=.*?)</svg>'
+    return re.sub(drawing, as_the_page, html, flags=re.S)
+
+
+def command_lines_folded(html):
+    "A page whose section on its command line shows prose first, its code at a click."
+    section = r'(<h2[^>]*>(?:On|From) the command line</h2>)(.*?)(?=<h2|</main>)'
+    return re.sub(section, lambda match: match[1] + match[2].replace(
+        '<details open="" class="code-fold">', '<details class="code-fold">'),
+        html, flags=re.S)
+
+
 def site(_):
     "Faults of the docs site; builds it into _docs/."
     from nbdev.serve import proc_nbs
@@ -257,7 +295,7 @@ def site(_):
     for path in paths:
         html = path.read_text(encoding='utf-8')
         html = links_as_meant(formulas_as_mathml(plain_comments(html)))
-        html = solutions_folded(html)
+        html = figures_as_the_page(command_lines_folded(solutions_folded(html)))
         html = anchored(html, module_of.get(path.stem, ''))
         html = linked_inside(html, len(path.parts) - 2, modules)
         html = with_live(html, elements, len(path.parts) - 2)

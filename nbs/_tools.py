@@ -44,6 +44,8 @@ NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}  # directives of cells that wait
 SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}
 # names a model in a kernel that is gone by the time a page is read
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+SVG_FIGURES = "--InlineBackend.figure_formats={'svg'}"  # an argument of a kernel
+PICTURES = {'image/png', 'image/svg+xml'}
 NOT_COPIED = ('.git', '_docs', '_proc', 'runs', '*.egg-info', '__pycache__', '.venv',
               '.*_cache')
 
@@ -88,8 +90,10 @@ def run(notebook, folder):
     "Run what a plain run executes in a fresh kernel; other cells keep their outputs."
     from nbclient import NotebookClient
     client = NotebookClient(notebook, timeout=600, kernel_name='python3',
+                            extra_arguments=[SVG_FIGURES],
                             resources={'metadata': {'path': str(folder)}})
-    with client.setup_kernel():
+    style = dict(os.environ, MATPLOTLIBRC=str(NBS/'matplotlibrc'), SOURCE_DATE_EPOCH='0')
+    with client.setup_kernel(env=style):
         for i, cell in enumerate(notebook.cells):
             if runs(cell):
                 cell.outputs = []
@@ -104,8 +108,12 @@ def run(notebook, folder):
 
 
 def without_widget(output):
-    "An output without its live widget; its picture or text stays, a bar, all repr, goes."
+    """An output without its live widget; its picture or text stays, a bar, all repr, goes.
+    Of an SVG only the drawing stays, without the note of when and by what it was made."""
     data = output.get('data', {})
+    if 'image/svg+xml' in data:
+        drawing = re.sub('<metadata>.*?</metadata>', '', data['image/svg+xml'], flags=re.S)
+        data['image/svg+xml'] = drawing[drawing.index('<svg'):]
     if WIDGET in data:
         del data[WIDGET]
         if set(data) <= {'text/plain'}:
@@ -204,8 +212,8 @@ def with_picture(notebook):
 
 
 # where no script runs
-STORYTELLER_PICTURE = ('![The storyteller of the docs page: a prompt, its settings, a '
-                       'story](nbs/storyteller.png)')
+STORYTELLER_PICTURE = ('<img src="nbs/storyteller.png" width="420" alt="The storyteller: a '
+                       'prompt, its settings, a story, the tokens that may come next">')
 
 
 def readme_text():
@@ -291,7 +299,7 @@ def page_faults(path):
         where = f'{path.name}: cell {i}'
         if any(output.output_type == 'error' for output in cell.outputs):
             faults.append(f'{where} shows an error')
-        pictures = ['image/png' in output.get('data', {}) for output in cell.outputs]
+        pictures = [PICTURES & output.get('data', {}).keys() for output in cell.outputs]
         said = directives(cell.source).get('fig-alt', ': ')
         if any(pictures) and ': ' in said:  # YAML reads no text with a colon in it
             faults.append(f'{where} shows a figure without a line #| fig-alt: … '

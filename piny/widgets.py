@@ -160,7 +160,7 @@ class Storyteller(Panel):
         self.folder = run_menu(checkpoint)
         self.prompt = make_text_area('Prompt', 'Once upon a time')
         self.sliders = param_sliders()
-        self.length = make_slider('Tokens (0: to the end)', 0, 0, 512)
+        self.length = make_slider('Tokens (0: all)', 0, 0, 512)
         self.seed = widgets.IntText(0, description='Seed')
         self.seed.layout = widgets.Layout(width='11em')
         self.int8 = widgets.Checkbox(description='Weights of eight bits', indent=False)

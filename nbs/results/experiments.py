@@ -2,12 +2,14 @@
 
     PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER [NAME …]
 
-    PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER --ablations
+    PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER --group NAME
 
-Without names all experiments run, in their order; with `--ablations`, the model with one
-of its parts exchanged or left out. Each run writes one small file in
-`nbs/results/experiments/`; what has such a file is not run again, and what was cut off goes
-on from its last checkpoint. Several commands may share the work: give each its own names.
+Without names the search runs, in its order; a group is named `search`, `ablations` (the
+model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `card`
+(at the card's own size) or `sizes` (how the loss falls with parameters and tokens). Each
+run writes one small file in `nbs/results/experiments/`; what has such a file is not run
+again, and what was cut off goes on from its last checkpoint. Several commands may share the
+work: give each its own names.
 """
 import argparse
 import contextlib
@@ -40,11 +42,13 @@ class Experiment:
     variation: str | None = None  # of `variations.VARIATIONS`
     tokens: int = 2_000_000  # to train on
     seeds: tuple = (0,)
+    n_stories: int | None = None  # trained on so many, again and again; None: all once
 
 
-def small(question, recipe, seeds=(0,), variation=None, **changes):
+def small(question, recipe, seeds=(0,), variation=None, n_stories=None, **changes):
     "An experiment at a million parameters and two million tokens."
-    return Experiment(question, {**SMALL, **recipe, **changes}, variation, seeds=seeds)
+    fields = {**SMALL, **recipe, **changes}
+    return Experiment(question, fields, variation, seeds=seeds, n_stories=n_stories)
 
 
 EXPERIMENTS = {
@@ -57,9 +61,13 @@ EXPERIMENTS = {
     'card-4e-3': small("The card's recipe at a higher rate", CARD, learning_rate=4e-3,
                        seeds=(0, 1, 2)),
     'card-8e-3': small("The card's recipe at a higher rate", CARD, learning_rate=8e-3),
+    'card-batch-2048': small("The card's recipe with a smaller batch", CARD,
+                             learning_rate=2e-3, tokens_per_step=2048),
     'batch-4096': small('A smaller batch?', MUON, tokens_per_step=4096),
     'batch-16384': small('A larger batch?', MUON, tokens_per_step=16384),
     'batch-2048': small('A smaller batch?', MUON, tokens_per_step=2048),
+    'batch-2048-6e-3': small('A smaller batch at half the rate?', MUON,
+                             tokens_per_step=2048, learning_rate=6e-3),
     'card-schedule': small('How much of it is the schedule?', MUON, warmup=50/10_300,
                            decay=6_000/10_300, final_ratio=0.1),
     'adamw': small('How much of it is Muon?', MUON, optimizer='adamw',
@@ -76,6 +84,8 @@ EXPERIMENTS = {
     'wide': small('Depth or width?', MUON, dim=160, hidden_dim=448, n_layers=2),
     'vocabulary-1024': small('How many pieces?', MUON, vocab_size=1024),
     'vocabulary-4096': small('How many pieces?', MUON, vocab_size=4096),
+    'passes-4': small('Four passes over a quarter?', MUON, n_stories=2_200),
+    'passes-16': small('Sixteen passes over a sixteenth?', MUON, n_stories=550),
     'dropout': small('Dropout?', MUON, variation='dropout'),
     'z-loss': small('A z-loss?', MUON, variation='z-loss'),
     'qk-norm': small('Not the card: QK-norm?', MUON, variation='qk-norm'),
@@ -98,6 +108,7 @@ def ablation(question, variation=None, **changes):
 ABLATIONS = {
     'plain': ablation('The model as it is'),
     'layernorm': ablation('LayerNorm for RMSNorm', 'layernorm'),
+    'no-norm': ablation('No norms at all', 'no-norm'),
     'post-norm': ablation('Norms after each sum', 'post-norm'),
     'no-positions': ablation('No positions', 'no-positions'),
     'learned-positions': ablation('Learned positions for RoPE', 'learned-positions'),
@@ -109,17 +120,82 @@ ABLATIONS = {
     'unscaled-weights': ablation('First weights of one size', 'unscaled-weights'),
     'cut-stream': ablation('Windows cut from the stream', packing='stream'),
 }
-ALL = EXPERIMENTS | ABLATIONS
+
+# `mini`, and what the search has found against the card's recipe.
+MINI = dict(vocab_size=4096, dim=320, hidden_dim=864, n_layers=5, n_heads=10, n_kv_heads=2,
+            dtype='bfloat16')
 
 
-def config_of(experiment, seed, run):
+def mini(question, recipe, tokens=8_000_000, seeds=(0, 1), **changes):
+    "An experiment at `mini`: 6.7 million parameters, eight million tokens."
+    return Experiment(question, {**MINI, **recipe, **changes}, tokens=tokens, seeds=seeds)
+
+
+TUNED = dict(MUON, tokens_per_step=4096)
+AT_MINI = {
+    'mini-card': mini("The card's recipe", CARD, seeds=(0,)),
+    'mini-card-2e-3': mini("The card's recipe at the best rate of the search", CARD,
+                           learning_rate=2e-3),
+    'mini-tuned': mini('The tuned recipe', TUNED),
+    'mini-tuned-third': mini('The tuned recipe, a third of the tokens', TUNED,
+                             tokens=2_670_000),
+}
+
+# The card's own model, for one pass over the sample.
+FULL = dict(vocab_size=16384, dim=768, hidden_dim=2048, n_layers=4, n_heads=16,
+            n_kv_heads=4, dtype='bfloat16')
+AT_CARD = {
+    f'full-{name}': Experiment(question, {**FULL, **recipe}, tokens=7_500_000)
+    for name, question, recipe in [
+        ('card', "The card's model by the card's recipe", CARD),
+        ('tuned', "The card's model by the tuned recipe", TUNED),
+    ]
+}
+
+# Five sizes, each on four numbers of tokens.
+SHAPES = {  # width, width inside, layers, heads, key and value heads
+    '0.4M': (80, 224, 3, 4, 2),
+    '0.8M': (112, 304, 4, 4, 2),
+    '1.7M': (176, 480, 4, 4, 2),
+    '3.6M': (240, 640, 5, 6, 2),
+    '7.1M': (320, 864, 6, 10, 2),
+}
+SHAPE_FIELDS = ('dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads')
+SIZES = {
+    f'size-{name}-{millions}M': Experiment(
+        'How does the loss fall with parameters and tokens?',
+        dict(TUNED, vocab_size=2048, dtype='bfloat16', **dict(zip(SHAPE_FIELDS, shape))),
+        tokens=round(millions * 1e6))
+    for millions in (0.5, 1, 2, 4) for name, shape in SHAPES.items()
+}
+
+GROUPS = dict(search=EXPERIMENTS, ablations=ABLATIONS, mini=AT_MINI, card=AT_CARD,
+              sizes=SIZES)
+ALL = {name: one for group in GROUPS.values() for name, one in group.items()}
+
+
+def data_of(experiment, work):
+    "The folder of stories to train on; of a part, one with its first stories alone."
+    whole, n_stories = Path(os.environ['PINY_STORIES']), experiment.n_stories
+    if n_stories is None:
+        return whole
+    folder = work/f'stories-{n_stories}'
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, most in ('train', n_stories), ('validation', None):
+        files = sorted(whole.glob(f'{split}*.jsonl'))
+        lines = [line for file in files for line in file.open(encoding='utf-8')]
+        (folder/f'{split}.jsonl').write_text(''.join(lines[:most]), encoding='utf-8')
+    return folder
+
+
+def config_of(experiment, seed, run, data):
     "The configuration of a run."
     from piny.config import make_config
     fields = dict(seq_len=512, tokens_per_step=8192) | experiment.fields
     steps = experiment.tokens // fields['tokens_per_step']
     warmup, decay = fields.pop('warmup') * steps, fields.pop('decay') * steps
     return make_config(
-        'mini', data=os.environ['PINY_STORIES'], out=str(run), seed=seed, max_steps=steps,
+        'mini', data=str(data), out=str(run), seed=seed, max_steps=steps,
         warmup_steps=max(1, round(warmup)), decay_steps=max(1, round(decay)),
         eval_every=max(1, steps // 4), eval_stories=884, save_every=steps, **fields)
 
@@ -130,7 +206,7 @@ def train_or_go_on(experiment, seed, run):
 
     from piny.runs import resume_config
     from piny.training import train
-    job = config_of(experiment, seed, run), None
+    job = config_of(experiment, seed, run, data_of(experiment, run.parent)), None
     if (run/'checkpoints'/'latest').is_file():
         job = resume_config(run)
     with varied(experiment.variation), contextlib.redirect_stdout(io.StringIO()):
@@ -181,7 +257,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help='run these only')
-    parser.add_argument('--ablations', action='store_true', help='run all ablations')
+    parser.add_argument('--group', choices=GROUPS, default='search',
+                        help='run all of a group (default: search)')
     parser.add_argument('--work', required=True, type=Path, help='folder of the runs')
     options = parser.parse_args()
     if 'PINY_STORIES' not in os.environ:
@@ -190,7 +267,7 @@ def main():
         parser.error(f'no such experiment: {", ".join(sorted(unknown))}; '
                      f'there are {", ".join(ALL)}')
     ROWS.mkdir(exist_ok=True)
-    for name in options.names or (ABLATIONS if options.ablations else EXPERIMENTS):
+    for name in options.names or GROUPS[options.group]:
         for seed in ALL[name].seeds:
             kept, run = ROWS/f'{name}-{seed}.json', options.work/f'{name}-{seed}'
             if kept.exists():

@@ -28,6 +28,16 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps)
 
 
+class NoNorm(nn.Module):
+    "Nothing in the place of RMSNorm."
+
+    def __init__(self, dim, eps):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+
+
 class PlainFeedForward(nn.Module):
     "Two matrices without a gate, with as many weights as the gated three."
 
@@ -185,6 +195,7 @@ def patch(target, name, new):
 
 VARIATIONS = {
     'layernorm': [patch(piny.model, 'RMSNorm', LayerNorm)],
+    'no-norm': [patch(piny.model, 'RMSNorm', NoNorm)],
     'relu': [patch(piny.model, 'SwiGLU', PlainFeedForward)],
     'gelu': [patch(piny.model, 'SwiGLU', GeluFeedForward)],
     'post-norm': [patch(piny.model, 'Block', PostNormBlock)],
@@ -226,7 +237,7 @@ def check(name):
                                  n_heads=2, n_kv_heads=1, context=32))
         ids = torch.randint(0, 64, (2, 16))
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        for _ in range(60):
+        for _ in range(100):
             loss = model(ids[:, :-1], ids[:, 1:])
             loss.backward()
             optimizer.step()

@@ -11,7 +11,7 @@
     ['top_p', 'Top-p', 0.95, 0.05, 1, 0.05],
     ['min_p', 'Min-p', 0, 0, 1, 0.01],
     ['repetition_penalty', 'Repetition penalty', 1, 1, 2, 0.05],
-    ['max_new_tokens', 'Tokens (0: to the end)', 0, 0, 4096, 1],
+    ['max_new_tokens', 'Tokens (0: all)', 0, 0, 4096, 1],
     ['seed', 'Seed', 7, 0, 2 ** 32 - 1, 1],
   ];
   const ENDINGS = {
@@ -43,7 +43,7 @@
         <button type="button" data-action="stop">Stop</button>
         <button type="button" data-action="goOn">Go on</button>
         <button type="button" data-action="tryAgain">Try again</button>
-        <button type="button" data-action="look">Look</button>
+        <button type="button" data-action="choose">Choose</button>
       </div>
       <p class="pt-status" role="status"></p>
     </form>
@@ -179,8 +179,9 @@
       if (this.ask('tell', {prompt})) this.telling = true;
     }
 
-    look() {
-      if (this.ask('look', {prompt: this.form.elements.prompt.value})) this.telling = false;
+    choose() {
+      const prompt = this.form.elements.prompt.value;
+      if (this.ask('choose', {prompt})) this.telling = false;
     }
 
     stop() {
@@ -226,7 +227,7 @@
         this.begun = true;
         this.ended = false;
         this.story.textContent = '';
-        this.say('');
+        this.say(this.telling ? '' : 'Press a token to take it; Go on tells from there.');
       },
       text: ({text}) => this.story.append(text),
       candidates: ({candidates}) => {

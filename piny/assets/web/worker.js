@@ -1,6 +1,6 @@
 // Tells in a thread of its own: loads the model when it is asked for the first story.
 //
-// It takes {type: 'tell' | 'look', prompt, settings}, {type: 'go_on' | 'settings',
+// It takes {type: 'tell' | 'choose', prompt, settings}, {type: 'go_on' | 'settings',
 // settings}, {type: 'take', id}, {type: 'stop'} and {type: 'inside', text}. It answers with
 // {type: 'loading', size, total}, {type: 'begin'}, {type: 'text', text}, {type:
 // 'candidates', candidates}, {type: 'speed', n, seconds}, {type: 'end', reason}, {type:
@@ -107,7 +107,7 @@ const ACTIONS = {
   async tell(number, message) {
     if (await begin(number, message)) await tell(number);
   },
-  async look(number, message) {
+  async choose(number, message) {
     if (await begin(number, message)) showCandidates();
   },
   async go_on(number, {settings}) {
