@@ -60,7 +60,8 @@ def loss_range() -> tuple[float, float]:
     "The losses of all ablations, with a margin: pages with one axis can be compared."
     plain = read_rows(PLAIN)[0]
     rows = [json.loads(path.read_text()) for path in ROWS.glob('*.json')]
-    losses = [row['bits_per_byte'] for row in rows if row['tokens'] == plain['tokens']]
+    losses = [row['bits_per_byte'] for row in rows if row['tokens'] == plain['tokens']
+              and row['fields']['vocab_size'] == plain['fields']['vocab_size']]
     margin = 0.06 * (max(losses) - min(losses))
     return min(losses) - margin, max(losses) + margin
 

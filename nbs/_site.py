@@ -59,7 +59,7 @@ def symbols(source):
 
 
 def anchored(html, module):
-    "Put before each exported cell an anchor for each name, and over it its module's name."
+    "Anchors for the names of exported cells, which are headed with their module's name."
     def with_anchors(match):
         code = unescape(re.sub(r'<[^>]*>', '', match['code']))
         anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in symbols(code))
@@ -240,10 +240,12 @@ def solutions_folded(html):
 
 FIGURE_COLOURS = {  # of `matplotlibrc`, as `styles.css` names them for light and dark
     '#ffffff': 'var(--piny-paper)', '#000000': 'currentColor', '#262626': 'currentColor',
-    '#595959': 'var(--piny-quiet)', '#808080': 'var(--piny-quiet)',
+    '#595959': 'var(--piny-quiet)', '#666666': 'var(--piny-quiet)',
+    '#808080': 'var(--piny-quiet)', '#d3d3d3': 'var(--piny-line)',
     '#e0e0e0': 'var(--piny-line)', '#0072b2': 'var(--piny-blue)',
     '#d55e00': 'var(--piny-orange)', '#009e73': 'var(--piny-green)',
     '#cc79a7': 'var(--piny-pink)', '#e69f00': 'var(--piny-yellow)',
+    '#56b4e9': 'var(--piny-sky)',
 }
 
 
@@ -266,6 +268,12 @@ def figures_as_the_page(html):
 
     drawing = r'<svg alt="(?P<alt>[^"]*)"(?P<drawing> xmlns:xlink=.*?)</svg>'
     return re.sub(drawing, as_the_page, html, flags=re.S)
+
+
+def colours_of_lines(html):
+    "The colours in figures that should have none but the page's."
+    drawings = re.findall(r'<svg role="img" class="figure-lines".*?</svg>', html, re.S)
+    return set(re.findall(r'#[0-9a-f]{6}\b', ''.join(drawings)))
 
 
 def command_lines_folded(html):
@@ -303,6 +311,8 @@ def site(_):
         page = path.relative_to('_docs').with_suffix('')
         if (NBS/page.with_suffix('.ipynb')).exists():
             html = with_badges(html, page.as_posix())
+        for colour in colours_of_lines(html):
+            faults.append(f'{path}: a figure has the colour {colour}, unknown to the page')
         if 'class="math' in html:
             faults.append(f'{path}: a formula is left untranslated')
         if re.search(r'\]\([\w/]+\.ipynb', html):

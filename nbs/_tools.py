@@ -42,10 +42,10 @@ from _site import SITE, STORYTELLER, site
 NOT_RUN = {'slow', 'browser', 'cuda', 'notest'}  # directives of cells that wait for a flag
 # calls that return None, so that a cell may end in them and show nothing
 SILENT = {'assert_close', 'chdir', 'cleanup', 'close', 'zero_grad'}
-# names a model in a kernel that is gone by the time a page is read
+# refers to the state of a widget in a kernel that is gone when a page is read
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 SVG_FIGURES = "--InlineBackend.figure_formats={'svg'}"  # an argument of a kernel
-PICTURES = {'image/png', 'image/svg+xml'}
+FIGURE_TYPES = {'image/png', 'image/svg+xml'}
 NOT_COPIED = ('.git', '_docs', '_proc', 'runs', '*.egg-info', '__pycache__', '.venv',
               '.*_cache')
 
@@ -92,8 +92,8 @@ def run(notebook, folder):
     client = NotebookClient(notebook, timeout=600, kernel_name='python3',
                             extra_arguments=[SVG_FIGURES],
                             resources={'metadata': {'path': str(folder)}})
-    style = dict(os.environ, MATPLOTLIBRC=str(NBS/'matplotlibrc'), SOURCE_DATE_EPOCH='0')
-    with client.setup_kernel(env=style):
+    env = dict(os.environ, MATPLOTLIBRC=str(NBS/'matplotlibrc'), SOURCE_DATE_EPOCH='0')
+    with client.setup_kernel(env=env):
         for i, cell in enumerate(notebook.cells):
             if runs(cell):
                 cell.outputs = []
@@ -173,6 +173,8 @@ def rerun(names):
     "Faults: cells whose text output is not what the page shows."
     faults = []
     for path in pages(names):
+        if skipped(read(path)) and not names:
+            continue
         saved = text_outputs(read(path))
         fresh = text_outputs(run(read(path), path.parent))
         faults += [f'{path.name}: code cell {i} shows {old[:200]} but a new run gives '
@@ -184,7 +186,7 @@ def rerun(names):
 
 # ------------------------------------------------------------------------------ the README
 
-PICTURE = NBS/'book_map.svg'  # index.ipynb's diagram, which GitHub shows from a file only
+MAP_FILE = NBS/'book_map.svg'  # index.ipynb's diagram, which GitHub shows from a file only
 
 
 def shown_svg(cell):
@@ -207,11 +209,11 @@ def with_picture(notebook):
         svg = shown_svg(cell)
         if svg:
             alt = unescape(re.search('aria-label="(.*?)"', svg)[1])
-            cell.cell_type, cell.source = 'markdown', f'![{alt}](nbs/{PICTURE.name})'
+            cell.cell_type, cell.source = 'markdown', f'![{alt}](nbs/{MAP_FILE.name})'
             del cell['outputs']
 
 
-# where no script runs
+# for GitHub, where no script runs
 STORYTELLER_PICTURE = ('<img src="nbs/storyteller.png" width="420" alt="The storyteller: a '
                        'prompt, its settings, a story, the tokens that may come next">')
 
@@ -246,7 +248,7 @@ def readme_text():
 def readme(_):
     "Write README.md and its picture."
     (ROOT/'README.md').write_text(readme_text(), encoding='utf-8')
-    PICTURE.write_text(picture_text(), encoding='utf-8')
+    MAP_FILE.write_text(picture_text(), encoding='utf-8')
     return []
 
 
@@ -299,11 +301,12 @@ def page_faults(path):
         where = f'{path.name}: cell {i}'
         if any(output.output_type == 'error' for output in cell.outputs):
             faults.append(f'{where} shows an error')
-        pictures = [PICTURES & output.get('data', {}).keys() for output in cell.outputs]
-        said = directives(cell.source).get('fig-alt', ': ')
-        if any(pictures) and ': ' in said:  # YAML reads no text with a colon in it
+        pictures = [FIGURE_TYPES & output.get('data', {}).keys() for output in cell.outputs]
+        alt = directives(cell.source).get('fig-alt')
+        unread = alt is None or ': ' in alt or ' #' in alt  # by YAML, without quotes
+        if any(pictures) and unread:
             faults.append(f'{where} shows a figure without a line #| fig-alt: … '
-                          'in which no other colon stands')
+                          'in which no other colon stands, and no number sign')
         if shown_svg(cell):
             faults += [f'{where}: its diagram: {fault}'
                        for fault in svg_faults(shown_svg(cell))]
@@ -324,7 +327,7 @@ def check(_):
         faults = export_faults(copy) + clean_faults(copy)
     for path in pages():
         faults += page_faults(path)
-    texts = {ROOT/'README.md': readme_text(), PICTURE: picture_text()}
+    texts = {ROOT/'README.md': readme_text(), MAP_FILE: picture_text()}
     for path, text in texts.items():
         if not path.exists() or path.read_text(encoding='utf-8') != text:
             faults.append(f'{path.name} differs from nbs/index.ipynb: '

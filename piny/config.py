@@ -34,7 +34,9 @@ class TrainConfig:
     optimizer: Literal['adamw', 'muon'] = option('adamw', 'adamw or muon')
     learning_rate: float = option(9e-4, 'its peak', ge=0)
     warmup_steps: int = option(50, 'steps of the climb to the peak', ge=0)
-    decay_steps: int = option(6_000, 'the step at which the cosine decay ends', ge=1)
+    schedule: Literal['cosine', 'wsd'] = option(
+        'cosine', 'how the rate falls: cosine, or wsd, at the end and in a straight line')
+    decay_steps: int = option(6_000, 'the step at which the decay ends', ge=1)
     final_ratio: float = option(0.1, 'the last learning rate, as a share of the peak', ge=0)
     weight_decay: float = option(0.1, 'of matrices', ge=0)
     beta1: float = option(0.9, "AdamW's running mean of gradients", ge=0, lt=1)

@@ -22,6 +22,7 @@ from .cli import import_extra
 from .files import read_json, write_file
 from .finding_weights import find_checkpoint
 from .metrics import read_metrics
+from .optimizer import STABLE
 from .pretrained import load_checkpoint, read_config
 from .sampling import generate
 from .sources import hub_failure
@@ -78,7 +79,10 @@ def stage_text(
     tokens = stage['steps'] * stage['tokens_per_step']
     schedule = 'then constant'
     if stage['final_ratio'] < 1:
-        schedule = (f'then a cosine to {stage["final_ratio"]:g} of it at step '
+        down = 'a cosine'
+        if stage.get('schedule') == 'wsd':
+            down = f'{STABLE:.0%} of the way at that rate, and straight down'
+        schedule = (f'then {down} to {stage["final_ratio"]:g} of it at step '
                     f'{stage["decay_steps"]:,}')
     return (f'- {stage["steps"]:,} steps of {stage["tokens_per_step"]:,} tokens, '
             f'{tokens / 1e6:.1f} million in all: {stage["optimizer"]}, learning rate '

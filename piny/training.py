@@ -50,7 +50,7 @@ def set_learning_rate(
     "Give all optimizers the learning rate of the next step."
     config = trainer.config
     rate = learning_rate(trainer.state.step, config.learning_rate, config.warmup_steps,
-                         config.decay_steps, config.final_ratio)
+                         config.decay_steps, config.final_ratio, config.schedule)
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group['lr'] = rate

@@ -5,11 +5,11 @@
     PINY_STORIES=FOLDER python nbs/results/experiments.py --work FOLDER --group NAME
 
 Without names the search runs, in its order; a group is named `search`, `ablations` (the
-model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `card`
+model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `full`
 (at the card's own size) or `sizes` (how the loss falls with parameters and tokens). Each
 run writes one small file in `nbs/results/experiments/`; what has such a file is not run
-again, and what was cut off goes on from its last checkpoint. Several commands may share the
-work: give each its own names.
+again, so delete the files of what you change here, and what was cut off goes on from its
+last checkpoint. Several commands may share the work: give each its own names.
 """
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ MUON = dict(optimizer='muon', learning_rate=12e-3, warmup=0.02, decay=1.0, final
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    "One change, and what it is to answer."
+    "One change, and the question that it answers."
     question: str
     fields: dict  # of `TrainConfig` and `ModelConfig`; `warmup`, `decay`: shares of the run
     variation: str | None = None  # of `variations.VARIATIONS`
@@ -51,7 +51,7 @@ def small(question, recipe, seeds=(0,), variation=None, n_stories=None, **change
     return Experiment(question, fields, variation, seeds=seeds, n_stories=n_stories)
 
 
-EXPERIMENTS = {
+SEARCH = {
     'muon-3e-3': small('Which rate for Muon?', MUON, learning_rate=3e-3),
     'muon-6e-3': small('Which rate for Muon?', MUON, learning_rate=6e-3),
     'muon-12e-3': small('Which rate for Muon?', MUON, seeds=(0, 1, 2)),
@@ -68,13 +68,13 @@ EXPERIMENTS = {
     'batch-2048': small('A smaller batch?', MUON, tokens_per_step=2048),
     'batch-2048-6e-3': small('A smaller batch at half the rate?', MUON,
                              tokens_per_step=2048, learning_rate=6e-3),
-    'card-schedule': small('How much of it is the schedule?', MUON, warmup=50/10_300,
+    'card-schedule': small('How much of the gain is the schedule?', MUON, warmup=50/10_300,
                            decay=6_000/10_300, final_ratio=0.1),
-    'adamw': small('How much of it is Muon?', MUON, optimizer='adamw',
+    'adamw': small('How much of the gain is Muon?', MUON, optimizer='adamw',
                    learning_rate=4e-3),
     'bfloat16': small('What does bfloat16 cost?', MUON, seeds=(0, 1, 2), dtype='bfloat16'),
     'linear': small('Straight down instead of a cosine?', MUON, variation='linear'),
-    'stable': small('Stable for four fifths, then down?', MUON, variation='stable'),
+    'wsd': small('The peak for four fifths, then straight down?', MUON, schedule='wsd'),
     'no-weight-decay': small('Weight decay?', MUON, weight_decay=0.0),
     'weight-decay-0.3': small('Weight decay?', MUON, weight_decay=0.3),
     'stream': small('Windows cut from the stream?', MUON, packing='stream'),
@@ -121,7 +121,8 @@ ABLATIONS = {
     'cut-stream': ablation('Windows cut from the stream', packing='stream'),
 }
 
-# `mini`, and what the search has found against the card's recipe.
+# What the search has found, which is tried against the card's recipe at two sizes.
+TUNED = dict(MUON, tokens_per_step=4096, schedule='wsd')
 MINI = dict(vocab_size=4096, dim=320, hidden_dim=864, n_layers=5, n_heads=10, n_kv_heads=2,
             dtype='bfloat16')
 
@@ -131,7 +132,6 @@ def mini(question, recipe, tokens=8_000_000, seeds=(0, 1), **changes):
     return Experiment(question, {**MINI, **recipe, **changes}, tokens=tokens, seeds=seeds)
 
 
-TUNED = dict(MUON, tokens_per_step=4096)
 AT_MINI = {
     'mini-card': mini("The card's recipe", CARD, seeds=(0,)),
     'mini-card-2e-3': mini("The card's recipe at the best rate of the search", CARD,
@@ -144,7 +144,7 @@ AT_MINI = {
 # The card's own model, for one pass over the sample.
 FULL = dict(vocab_size=16384, dim=768, hidden_dim=2048, n_layers=4, n_heads=16,
             n_kv_heads=4, dtype='bfloat16')
-AT_CARD = {
+AT_FULL = {
     f'full-{name}': Experiment(question, {**FULL, **recipe}, tokens=7_500_000)
     for name, question, recipe in [
         ('card', "The card's model by the card's recipe", CARD),
@@ -169,7 +169,7 @@ SIZES = {
     for millions in (0.5, 1, 2, 4) for name, shape in SHAPES.items()
 }
 
-GROUPS = dict(search=EXPERIMENTS, ablations=ABLATIONS, mini=AT_MINI, card=AT_CARD,
+GROUPS = dict(search=SEARCH, ablations=ABLATIONS, mini=AT_MINI, full=AT_FULL,
               sizes=SIZES)
 ALL = {name: one for group in GROUPS.values() for name, one in group.items()}
 
@@ -206,11 +206,13 @@ def train_or_go_on(experiment, seed, run):
 
     from piny.runs import resume_config
     from piny.training import train
-    job = config_of(experiment, seed, run, data_of(experiment, run.parent)), None
-    if (run/'checkpoints'/'latest').is_file():
-        job = resume_config(run)
+    if (run/'run.json').is_file():
+        config, checkpoint = resume_config(run)
+    else:
+        data = data_of(experiment, run.parent)
+        config, checkpoint = config_of(experiment, seed, run, data), None
     with varied(experiment.variation), contextlib.redirect_stdout(io.StringIO()):
-        train(*job)
+        train(config, checkpoint)
 
 
 def processor():
@@ -257,17 +259,19 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help='run these only')
-    parser.add_argument('--group', choices=GROUPS, default='search',
+    parser.add_argument('--group', choices=GROUPS,
                         help='run all of a group (default: search)')
     parser.add_argument('--work', required=True, type=Path, help='folder of the runs')
     options = parser.parse_args()
+    if options.names and options.group:
+        parser.error('names and --group were given; give one of them')
     if 'PINY_STORIES' not in os.environ:
         parser.error('PINY_STORIES is not set; give it a folder of stories')
     if unknown := set(options.names) - ALL.keys():
         parser.error(f'no such experiment: {", ".join(sorted(unknown))}; '
                      f'there are {", ".join(ALL)}')
     ROWS.mkdir(exist_ok=True)
-    for name in options.names or GROUPS[options.group]:
+    for name in options.names or GROUPS[options.group or 'search']:
         for seed in ALL[name].seeds:
             kept, run = ROWS/f'{name}-{seed}.json', options.work/f'{name}-{seed}'
             if kept.exists():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import piny.attention
 import piny.decoder
 import piny.model
-import piny.training
+import piny.optimizer
 from piny.attention import Attention, causal_attention
 from piny.model import Block, Piny
 from piny.rmsnorm import RMSNorm
@@ -160,24 +160,9 @@ def capped_logits(self, states):
     return 30 * torch.tanh(scores / 30)
 
 
-def falling_rate(share_left):
-    "Warm-up, then what a function of the run's progress, 0 to 1, leaves of the peak."
-    def rate(step, peak, warmup_steps, decay_steps, final_ratio):
-        if step < warmup_steps:
-            return peak * (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
-        return peak * (final_ratio + (1 - final_ratio) * share_left(progress))
-    return rate
-
-
-def straight(progress):
-    "Straight down."
+def straight(progress, schedule):
+    "A rate that falls in a straight line, whatever the schedule."
     return 1 - progress
-
-
-def stable(progress):
-    "The peak for four fifths, then straight down (Hu et al., 2024)."
-    return min(1.0, 5 * (1 - progress))
 
 
 def unscaled_weights(model, std, n_layers):
@@ -209,8 +194,7 @@ VARIATIONS = {
     'z-loss': [patch(Piny, 'forward', loss_from_logits(z_loss))],
     'soft-cap': [patch(Piny, 'forward', loss_from_logits(F.cross_entropy)),
                  patch(Piny, 'logits', capped_logits)],
-    'linear': [patch(piny.training, 'learning_rate', falling_rate(straight))],
-    'stable': [patch(piny.training, 'learning_rate', falling_rate(stable))],
+    'linear': [patch(piny.optimizer, 'share_left', straight)],
     'unscaled-weights': [patch(piny.model, 'init_weights', unscaled_weights)],
 }
 
