@@ -225,6 +225,7 @@
       loading: message => this.showLoading(message),
       begin: () => {
         this.begun = true;
+        this.dataset.begun = '';  // from now on tokens have their place beside the story
         this.ended = false;
         this.story.textContent = '';
         this.say(this.telling ? '' : 'Press a token to take it; Go on tells from there.');
