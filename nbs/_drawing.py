@@ -14,6 +14,7 @@ FONT = 14  # units
 LINE = 18  # from one line of a label to the next
 TEXT = 'currentColor'
 ACCENT = 'var(--piny-accent, #b5651d)'
+PAPER = 'var(--piny-paper, #fff)'  # what a letter on the accent has
 PALE = 0.07  # opacity of what is there already
 LIT = 0.3  # of what the drawing is about
 # widths of letters, in units of the font's size; a little wide, since fonts differ
@@ -88,12 +89,14 @@ class Drawing:
             pairs += f' {name.replace("_", "-")}="{value}"'
         self.shapes.append(f'<{tag}{pairs}>{content}</{tag}>')
 
-    def label(self, x, y, text, anchor='middle', code=False, bold=False):
+    def label(self, x, y, text, anchor='middle', code=False, bold=False, color=TEXT):
         "A text of one or several lines, whose middle is at the height y."
         lines = text.split('\n')
         style = dict(font_family=CODE_FONTS) if code else {}
         if bold:
             style['font_weight'] = 'bold'
+        if color != TEXT:
+            style['fill'] = color
         for i, line in enumerate(lines):
             middle = y + (i - (len(lines) - 1) / 2) * LINE
             self.add('text', escape(line), x=x, y=middle + 0.35 * FONT, text_anchor=anchor,
@@ -139,7 +142,7 @@ class Drawing:
         self.add('circle', cx=x, cy=y, r=radius, fill=color, fill_opacity=f'{opacity}',
                  stroke=color)
         if text:
-            self.label(x, y, text, bold=True)
+            self.label(x, y, text, bold=True, color=PAPER if lit and solid else TEXT)
 
     def svg(self):
         "The drawing as SVG."
@@ -185,5 +188,5 @@ def svg_faults(svg):
         left = x - before * text_width(words)
         if left < 0 or left + text_width(words) > width or not FONT * 0.7 < y < height - 2:
             faults.append(f'"{words}" does not fit into the drawing')
-    colors = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg)) - {TEXT, ACCENT, 'none'}
+    colors = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg)) - {TEXT, ACCENT, PAPER, 'none'}
     return faults + [f'a colour of its own: {color}' for color in sorted(colors)]

@@ -191,7 +191,7 @@ def move_to_large_pages(
     "Put the matrices where numpy puts large arrays: in large pages, if there are some."
     from piny.step import MATRICES
     for name in MATRICES:
-        weights[name] = torch.from_numpy(np.array(weights[name]))
+        weights[name] = torch.from_numpy(weights[name].numpy().copy())
 
 # %% ../nbs/17_decoder.ipynb #3e7c4315
 def without_autocast(

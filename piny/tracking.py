@@ -204,6 +204,8 @@ def live_figure(
         yield
     finally:
         watcher.close()
+        if not picture.exists():
+            place.update(HTML(''))
 
 # %% ../nbs/24_tracking.ipynb #73c927d7
 def describe_validation(

@@ -137,6 +137,10 @@ AT_MINI = {
     'mini-card-2e-3': mini("The card's recipe at the best rate of the search", CARD,
                            learning_rate=2e-3),
     'mini-tuned': mini('The tuned recipe', TUNED),
+    'mini-rate-6e-3': mini('Is half the rate better at `mini`?', TUNED, tokens=1_000_000,
+                           seeds=(0,), learning_rate=6e-3),
+    'mini-rate-12e-3': mini("Is the search's rate good at `mini`?", TUNED,
+                            tokens=1_000_000, seeds=(0,)),
     'mini-tuned-third': mini('The tuned recipe, a third of the tokens', TUNED,
                              tokens=2_670_000),
 }
