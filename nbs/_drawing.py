@@ -188,5 +188,6 @@ def svg_faults(svg):
         left = x - before * text_width(words)
         if left < 0 or left + text_width(words) > width or not FONT * 0.7 < y < height - 2:
             faults.append(f'"{words}" does not fit into the drawing')
-    colors = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg)) - {TEXT, ACCENT, PAPER, 'none'}
+    colors = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg))
+    colors -= {TEXT, ACCENT, PAPER, 'none'}
     return faults + [f'a colour of its own: {color}' for color in sorted(colors)]

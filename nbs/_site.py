@@ -241,7 +241,7 @@ def options_whole(html):
 
 
 def answers_folded(html):
-    "A page whose text after a solution, up to the next exercise, waits for a click as well."
+    "A page whose text after a solution, up to the next exercise, waits for a click."
     answer = (r'(<summary>Solution</summary>(?:(?!</details>).)*</details></div>\s*)'
               r'((?:<p>(?!<strong>)(?:(?!</p>).)*</p>\s*)+)(?=<p><strong>|<h2|</section>)')
     fold = r'\1<details class="code-fold"><summary>What it shows</summary>\2</details>'

@@ -83,6 +83,9 @@ PRESETS = {
         tokens_per_step=8192, max_steps=6000, decay_steps=6000,
         optimizer='muon', learning_rate=3e-3, eval_every=250, save_every=250),
     'piny': dict(),
+    'piny-tuned': dict(
+        optimizer='muon', learning_rate=12e-3, warmup_steps=206, schedule='wsd',
+        decay_steps=10_300, final_ratio=0.0),
 }
 
 # %% ../nbs/21_config.ipynb #753a1c86
@@ -96,9 +99,6 @@ def preset_fields(
     name: str,  # a key of `PRESETS`
 ) -> dict[str, Any]:
     "The fields that a preset sets."
-    if name == 'piny-tuned':
-        raise ValueError('The preset piny-tuned has no values yet: its recipe is to come '
-                         'from a search on real text; use --preset piny, the model card')
     if name not in PRESETS:
         raise ValueError(f'There is no preset {name!r}; '
                          f'expected one of: {", ".join(PRESETS)}')
