@@ -195,7 +195,7 @@ def data_of(experiment, work):
 def config_of(experiment, seed, run, data):
     "The configuration of a run."
     from piny.config import make_config
-    fields = dict(seq_len=512, tokens_per_step=8192) | experiment.fields
+    fields = dict(seq_len=512, tokens_per_step=8192, compile='off') | experiment.fields
     steps = experiment.tokens // fields['tokens_per_step']
     warmup, decay = fields.pop('warmup') * steps, fields.pop('decay') * steps
     return make_config(
