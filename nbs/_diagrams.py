@@ -31,7 +31,8 @@ def map_parts(
 ) -> list[str]:
     "Which parts of the way of the data a page is about; none for one beside the way."
     place = bisect.bisect(STRETCHES, page, key=lambda stretch: stretch[0])
-    return STRETCHES[place - 1][1] if place and page[0].isdigit() else []
+    numbered = page[0].isdigit() and '_' in page  # 404 is not
+    return STRETCHES[place - 1][1] if place and numbered else []
 
 
 def book_map(
