@@ -220,7 +220,7 @@ def learning_rate_figure(
                        [trial.value for trial in trials], color=f'C{i}', marker=marker,
                        label=name if complete else f'{name}, given up')
     ax.set(xscale='log', xlabel='learning rate', ylabel='validation loss (bits per byte)')
-    figure.legend(loc='outside right upper')
+    ax.legend()
     return figure
 
 # %% ../nbs/28_tuning.ipynb #d8b28be9
