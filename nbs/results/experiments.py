@@ -251,7 +251,8 @@ def row_of(name, seed, run):
     last = losses[-max(1, len(losses) // 50):]
     return dict(
         name=name, seed=seed, question=experiment.question, fields=experiment.fields,
-        variation=experiment.variation, tokens=lines[-1]['tokens'],
+        variation=experiment.variation, n_stories=experiment.n_stories,
+        tokens=lines[-1]['tokens'],
         bits_per_byte=curve[-1][1], train_loss=round(sum(last) / len(last), 4),
         curve=curve, story=story_of(experiment, run), date=str(datetime.date.today()),
         processor=processor(),
