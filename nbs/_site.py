@@ -195,7 +195,7 @@ def searched_by_prose(path):
 
 
 SCROLL_BY_KEYS = """<script>
-for (const box of document.querySelectorAll('pre, .cell-output-display')) {
+for (const box of document.querySelectorAll('pre, .cell-output-display, .sd-table')) {
   if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
 }
 </script>
