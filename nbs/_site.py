@@ -40,12 +40,15 @@ def formulas_as_mathml(html):
                   flags=re.S)
 
 
+def replaced_inside(html, outer, inner, new):
+    "A page in which a pattern is replaced inside another one only."
+    return re.sub(outer, lambda match: re.sub(inner, new, match[0]), html)
+
+
 def plain_comments(html):
     "Comments of code without the links that nbdev writes into them."
-    def without_links(match):
-        return re.sub(r'\[(`\w+`)\]\(http[^)]*\)', r'\1', match[0])
-
-    return re.sub(r'<span class="co">[^<]*</span>', without_links, html)
+    return replaced_inside(html, r'<span class="co">[^<]*</span>',
+                           r'\[(`\w+`)\]\(http[^)]*\)', r'\1')
 
 
 def symbols(source):
@@ -227,17 +230,15 @@ WORDS = ('story', 'stories', 'train', 'stream', 'main', 'tell')
 
 
 def words_unlinked(html):
-    "A page in which a word of the text is no link to a function of that name."
-    words = '|'.join(WORDS)
-    return re.sub(rf'<a href="[^"]*">(<code>(?:{words})</code>)</a>', r'\1', html)
+    "A page in which nbdev makes no link of a word that is a function's name as well."
+    word = rf'<code>(?:{"|".join(WORDS)})</code>'
+    return re.sub(rf'<a href="{re.escape(SITE)}[^"]*">({word})</a>', r'\1', html)
 
 
 def options_whole(html):
     "A page in which no line ends inside the dashes or the name of an option."
-    def whole(match):
-        return re.sub(r'--[a-z][\w-]*', r'<span class="option">\g<0></span>', match[0])
-
-    return re.sub(r'<code>[^<]*</code>', whole, html)
+    return replaced_inside(html, r'<code>[^<]*</code>', r'--[a-z][\w-]*',
+                           r'<span class="option">\g<0></span>')
 
 
 def answers_folded(html):
