@@ -6,10 +6,11 @@
 
 Without names the search runs, in its order; a group is named `search`, `ablations` (the
 model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `full`
-(at the card's own size) or `sizes` (how the loss falls with parameters and tokens). Each
-run writes one small file in `nbs/results/experiments/`; what has such a file is not run
-again, so delete the files of what you change here, and what was cut off goes on from its
-last checkpoint. Several commands may share the work: give each its own names.
+(at the card's own size), `passes` (the same text many times) or `sizes` (how the loss falls
+with parameters and tokens). Each run writes one small file in `nbs/results/experiments/`;
+what has such a file is not run again, so delete the files of what you change here, and what
+was cut off goes on from its last checkpoint. Several commands may share the work: give each
+its own names.
 """
 import argparse
 import contextlib
@@ -18,8 +19,9 @@ import datetime
 import io
 import json
 import os
-import platform
 from pathlib import Path
+
+from _processor import processor
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE/'experiments'
@@ -58,12 +60,11 @@ SEARCH = {
     'muon-20e-3': small('Which rate for Muon?', MUON, learning_rate=20e-3),
     'card': small("The card's recipe", CARD),
     'card-2e-3': small("The card's recipe at a higher rate", CARD, learning_rate=2e-3),
-    'card-4e-3': small("The card's recipe at a higher rate", CARD, learning_rate=4e-3,
-                       seeds=(0, 1, 2)),
+    'card-4e-3': small("The card's recipe at a higher rate", CARD, learning_rate=4e-3),
     'card-8e-3': small("The card's recipe at a higher rate", CARD, learning_rate=8e-3),
     'card-batch-2048': small("The card's recipe with a smaller batch", CARD,
                              learning_rate=2e-3, tokens_per_step=2048),
-    'batch-4096': small('A smaller batch?', MUON, tokens_per_step=4096),
+    'batch-4096': small('A smaller batch?', MUON, seeds=(0, 1), tokens_per_step=4096),
     'batch-16384': small('A larger batch?', MUON, tokens_per_step=16384),
     'batch-2048': small('A smaller batch?', MUON, tokens_per_step=2048),
     'batch-2048-6e-3': small('A smaller batch at half the rate?', MUON,
@@ -73,8 +74,10 @@ SEARCH = {
     'adamw': small('How much of the gain is Muon?', MUON, optimizer='adamw',
                    learning_rate=4e-3),
     'bfloat16': small('What does bfloat16 cost?', MUON, seeds=(0, 1, 2), dtype='bfloat16'),
-    'linear': small('Straight down instead of a cosine?', MUON, variation='linear'),
-    'wsd': small('The peak for four fifths, then straight down?', MUON, schedule='wsd'),
+    'linear': small('Straight down instead of a cosine?', MUON, seeds=(0, 1, 2),
+                    schedule='linear'),
+    'wsd': small('The peak for four fifths, then straight down?', MUON, seeds=(0, 1, 2),
+                 schedule='wsd'),
     'no-weight-decay': small('Weight decay?', MUON, weight_decay=0.0),
     'weight-decay-0.3': small('Weight decay?', MUON, weight_decay=0.3),
     'stream': small('Windows cut from the stream?', MUON, packing='stream'),
@@ -83,7 +86,7 @@ SEARCH = {
     'deep': small('Depth or width?', MUON, dim=96, hidden_dim=256, n_layers=8),
     'wide': small('Depth or width?', MUON, dim=160, hidden_dim=448, n_layers=2),
     'vocabulary-1024': small('How many pieces?', MUON, vocab_size=1024),
-    'vocabulary-4096': small('How many pieces?', MUON, vocab_size=4096),
+    'vocabulary-4096': small('How many pieces?', MUON, seeds=(0, 1, 2), vocab_size=4096),
     'passes-4': small('Four passes over a quarter?', MUON, n_stories=2_200),
     'passes-16': small('Sixteen passes over a sixteenth?', MUON, n_stories=550),
     'dropout': small('Dropout?', MUON, variation='dropout'),
@@ -141,8 +144,31 @@ AT_MINI = {
                            seeds=(0,), learning_rate=6e-3),
     'mini-rate-12e-3': mini("Is the search's rate good at `mini`?", TUNED,
                             tokens=1_000_000, seeds=(0,)),
+    **{f'mini-rate-{rate}': mini('Is a lower one better still?', TUNED,
+                                 tokens=1_000_000, seeds=(0,), learning_rate=float(rate))
+       for rate in ('3e-3', '1.5e-3')},
     'mini-tuned-third': mini('The tuned recipe, a third of the tokens', TUNED,
                              tokens=2_670_000),
+}
+
+
+
+def many_passes(question, steps, weight_decay, variation=None):
+    "All of the text several times over, at `mini`: 7.8 million tokens a pass."
+    fields = dict(MINI, optimizer='muon', learning_rate=8e-3, schedule='linear', decay=1.0,
+                  final_ratio=0.0, warmup=60 / steps, weight_decay=weight_decay,
+                  tokens_per_step=32_768)
+    return Experiment(question, fields, variation, tokens=32_768 * steps)
+
+
+PASSES = {
+    'mini-16-passes': many_passes('Sixteen passes?', 3_824, 0.1),
+    'mini-16-passes-decay-0.5': many_passes('With more weight decay?', 3_824, 0.5),
+    'mini-8-passes-decay-1': many_passes('Half the passes, more decay?', 1_912, 1.0),
+    'mini-8-passes-dropout': many_passes('And dropout?', 1_912, 1.0, 'dropout'),
+    'mini-6-passes-dropout': many_passes('Fewer passes?', 1_434, 0.5, 'dropout'),
+    'mini-10-passes-dropout': many_passes('More of all?', 2_390, 1.5, 'dropout'),
+    'mini-14-passes-dropout': many_passes('Still more?', 3_300, 2.5, 'dropout'),
 }
 
 # The card's own model, for one pass over the sample.
@@ -154,6 +180,12 @@ AT_FULL = {
         ('card', "The card's model by the card's recipe", CARD),
         ('tuned', "The card's model by the tuned recipe", TUNED),
     ]
+}
+AT_FULL |= {
+    f'full-rate-{rate}': Experiment("Which rate for Muon at the card's size?",
+                                    {**FULL, **TUNED, 'learning_rate': float(rate)},
+                                    tokens=500_000)
+    for rate in ('12e-3', '3e-3', '1.5e-3')
 }
 
 # Five sizes, each on four numbers of tokens.
@@ -173,8 +205,8 @@ SIZES = {
     for millions in (0.5, 1, 2, 4) for name, shape in SHAPES.items()
 }
 
-GROUPS = dict(search=SEARCH, ablations=ABLATIONS, mini=AT_MINI, full=AT_FULL,
-              sizes=SIZES)
+GROUPS = dict(search=SEARCH, ablations=ABLATIONS, mini=AT_MINI, passes=PASSES,
+              full=AT_FULL, sizes=SIZES)
 ALL = {name: one for group in GROUPS.values() for name, one in group.items()}
 
 
@@ -219,12 +251,10 @@ def train_or_go_on(experiment, seed, run):
         train(config, checkpoint)
 
 
-def processor():
-    "What the machine calls its processor."
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.machine()
+def device():
+    "What the run was computed on."
+    import torch
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
 
 
 def story_of(experiment, run):
@@ -255,7 +285,7 @@ def row_of(name, seed, run):
         tokens=lines[-1]['tokens'],
         bits_per_byte=curve[-1][1], train_loss=round(sum(last) / len(last), 4),
         curve=curve, story=story_of(experiment, run), date=str(datetime.date.today()),
-        processor=processor(),
+        processor=processor(), device=device(),
         torch=torch.__version__,
         command=f'python nbs/results/experiments.py --work FOLDER {name}')
 

@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from _processor import processor
+
 HERE = Path(__file__).resolve().parent
 PROMPT, NEW = 20, 200  # tokens
 ONE_STORY = 'piny, one thread', 'llama2.c'  # no batches
@@ -354,17 +356,6 @@ def busy_processes(n):
         for process in processes:
             process.kill()
             process.wait()
-
-
-def processor():
-    "What the machine calls its processor; on Linux with its family and model."
-    info = Path('/proc/cpuinfo')
-    if not info.exists():
-        return platform.machine()
-    lines = [line.partition(':') for line in info.read_text().splitlines()]
-    named = {key.strip(): value.strip() for key, _, value in lines}
-    return (f'{named.get("model name", platform.machine())}, family '
-            f'{named.get("cpu family")}, model {named.get("model")}')
 
 
 def compare(options, available):

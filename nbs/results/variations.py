@@ -14,7 +14,6 @@ from torch.nn import functional as F
 import piny.attention
 import piny.decoder
 import piny.model
-import piny.optimizer
 from piny.attention import Attention, causal_attention
 from piny.model import Block, Piny
 from piny.rmsnorm import RMSNorm
@@ -160,11 +159,6 @@ def capped_logits(self, states):
     return 30 * torch.tanh(scores / 30)
 
 
-def straight(progress, schedule):
-    "A rate that falls in a straight line, whatever the schedule."
-    return 1 - progress
-
-
 def unscaled_weights(model, std, n_layers):
     "First weights of one size, also where a layer writes to the stream."
     with torch.no_grad():
@@ -194,7 +188,6 @@ VARIATIONS = {
     'z-loss': [patch(Piny, 'forward', loss_from_logits(z_loss))],
     'soft-cap': [patch(Piny, 'forward', loss_from_logits(F.cross_entropy)),
                  patch(Piny, 'logits', capped_logits)],
-    'linear': [patch(piny.optimizer, 'share_left', straight)],
     'unscaled-weights': [patch(piny.model, 'init_weights', unscaled_weights)],
 }
 
