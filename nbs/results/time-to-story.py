@@ -1,10 +1,11 @@
 """Where the demo's time goes, from nothing to a told story. Writes `time-to-story.json`.
 
-    python nbs/results/time-to-story.py [--rounds 3] [--install]
+    python nbs/results/time-to-story.py [--rounds 3] [--install] [--beside CHECKOUT]
 
 With `--install` a fresh virtual environment is made first, and `pip install` timed once; it
 needs an index of packages. Each round is a process of its own with an empty cache. A second
-is counted once: in the innermost part that it belongs to.
+is counted once: in the innermost part that it belongs to. With `--beside` the demo of
+another checkout is measured too, in turns.
 """
 import argparse
 import contextlib
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _processor import processor
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -102,10 +105,11 @@ def one_round():
     return code
 
 
-def in_fresh_folder(command):
+def in_fresh_folder(command, root):
     "Run a command in an empty folder with an empty cache; seconds, and its last line."
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, 'PINY_CACHE': f'{folder}/cache', 'WANDB_MODE': 'offline'}
+        env = {**os.environ, 'PINY_CACHE': f'{folder}/cache', 'WANDB_MODE': 'offline',
+               'PYTHONPATH': str(root)}
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=env, text=True,
                               stdout=subprocess.PIPE)
@@ -125,30 +129,53 @@ def install_seconds():
         return time.perf_counter() - start
 
 
+def measured_round(root):
+    "The demo of a checkout in a process of its own: seconds of its parts, and the whole."
+    child = [sys.executable, str(Path(__file__).resolve()), '--child']
+    seconds, line = in_fresh_folder(child, root)
+    print(f'{root.name}: {seconds:.0f} s', file=sys.stderr)
+    return dict(json.loads(line), whole=seconds)
+
+
+def medians(rounds):
+    "The median of each part."
+    return {name: statistics.median(parts[name] for parts in rounds) for name in rounds[0]}
+
+
+def machine():
+    "What the seconds depend on."
+    import torch
+
+    from piny.machine import matmul_flops
+    product = matmul_flops(torch.device('cpu'), torch.float32)
+    return dict(processor=processor(), cores=os.cpu_count(), torch=torch.__version__,
+                gflops_of_a_product=round(product / 1e9))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--install', action='store_true', help='time pip install, too')
+    parser.add_argument('--beside', type=Path, metavar='CHECKOUT',
+                        help='another checkout, to compare with')
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         sys.exit(one_round())
 
-    rounds = []
-    for i in range(options.rounds):
-        child = [sys.executable, str(Path(__file__).resolve()), '--child']
-        seconds, line = in_fresh_folder(child)
-        rounds.append(dict(json.loads(line), whole=seconds))
-        print(f'round {i + 1} of {options.rounds}: {seconds:.0f} s', file=sys.stderr)
-    median = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    roots = [ROOT] + ([options.beside.resolve()] if options.beside else [])
+    rounds = [[measured_round(root) for root in roots] for _ in range(options.rounds)]
+    ours, *others = map(medians, zip(*rounds))
 
     path = HERE/'time-to-story.json'
     install = json.loads(path.read_text()).get('install') if path.is_file() else None
     if options.install:
         install = install_seconds()
-    result = dict(rounds=len(rounds), cores=os.cpu_count(), install=install, seconds=median)
+    result = dict(**machine(), rounds=len(rounds), install=install, seconds=ours)
+    if others:
+        result['beside'] = others[0]
     path.write_text(json.dumps(result, indent=1) + '\n')
-    for name, seconds in dict(install=install, **median).items():
+    for name, seconds in dict(install=install, **ours).items():
         if seconds is not None:
             print(f'{name:12} {seconds:6.1f} s')
 

@@ -1,9 +1,9 @@
 """Training speed, one change a row, as a share of the machine's own matrix product.
 
     python nbs/results/training-speed.py [--presets mini piny] [--rows NAME …] [--rounds 5]
-                                         [--device cuda]
+                                         [--device cuda] [--out NAME]
 
-Writes `training-speed.json` beside itself.
+Writes `training-speed.json` beside itself, or another file.
 
 Each row is a process of its own. Rows take turns, up to five at a time (a row of piny holds
 3 GiB): one step each, then the next round. Right before and after a step the process
@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _processor import processor
+
 HERE = Path(__file__).resolve().parent
 ROWS = {  # name: what is on
     'plain loop': {},
@@ -42,6 +44,7 @@ ROWS = {  # name: what is on
     'this trainer, compiled': dict(trainer=dict(compile='on')),
     'this trainer, one thread': dict(trainer={}, threads=1),
     'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16')),
+    'this trainer, Muon, bfloat16': dict(trainer=dict(optimizer='muon', dtype='bfloat16')),
 }
 WINDOWS, LENGTH, TOGETHER = 8, 512, 5
 
@@ -336,6 +339,8 @@ def main():
     parser.add_argument('--rows', nargs='+', default=list(ROWS))
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--out', metavar='NAME', help='the file, beside this script '
+                        '(default: training-speed.json, on CUDA training-speed-cuda.json)')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -352,10 +357,10 @@ def main():
                      f'expected some of: {", ".join(PRESETS)}')
 
     cuda = options.device == 'cuda'
-    path = HERE/f'training-speed{"-cuda" if cuda else ""}.json'
+    path = HERE/(options.out or f'training-speed{"-cuda" if cuda else ""}.json')
     result = json.loads(path.read_text()) if path.is_file() else dict(presets={})
     result.update(torch=torch.__version__, python=platform.python_version(),
-                  cores=os.cpu_count(),
+                  processor=processor(), cores=os.cpu_count(),
                   device=torch.cuda.get_device_name() if cuda else 'cpu')
     for preset in options.presets:
         result['presets'][preset] = measure(preset, options.rows, options.rounds,
