@@ -80,6 +80,8 @@ def stage_text(
     schedule = 'then constant'
     if stage['final_ratio'] < 1:
         down = 'a cosine'
+        if stage.get('schedule') == 'linear':
+            down = 'a straight line'
         if stage.get('schedule') == 'wsd':
             down = f'{STABLE:.0%} of the way at that rate, and straight down'
         schedule = (f'then {down} to {stage["final_ratio"]:g} of it at step '

@@ -8,6 +8,7 @@ __all__ = ['STABLE', 'OPTIMIZERS', 'share_left', 'learning_rate', 'parameter_gro
 
 # %% ../nbs/14_optimizer.ipynb #bb18a480
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable
 
@@ -21,12 +22,13 @@ STABLE = 0.8  # of the way after the warm-up, at the peak: with the schedule `ws
 
 def share_left(
     progress: float,  # of the decay, from 0 to 1
-    schedule: str,  # cosine or wsd
+    schedule: str,  # cosine, linear or wsd
 ) -> float:  # 1 at the peak, 0 at the end
-    "What is left of the peak: a cosine (Loshchilov and Hutter, 2017), or the last stretch."
-    if schedule == 'wsd':
-        return min(1.0, (1 - progress) / (1 - STABLE))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    "What is left of the peak: a cosine (Loshchilov and Hutter, 2017), or a straight line."
+    if schedule == 'cosine':
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    stable = STABLE if schedule == 'wsd' else 0.0
+    return min(1.0, (1 - progress) / (1 - stable))
 
 
 def learning_rate(
@@ -35,7 +37,7 @@ def learning_rate(
     warmup_steps: int = 50,  # steps of the climb
     decay_steps: int = 6_000,  # the step at which the decay ends
     final_ratio: float = 0.1,  # the last rate, as a share of the peak
-    schedule: str = 'cosine',  # or wsd
+    schedule: str = 'cosine',  # or linear, or wsd
 ) -> float:
     "Linear warm-up, then the schedule, then a constant tail."
     if step < warmup_steps:
@@ -57,23 +59,24 @@ def parameter_groups(
 
 # %% ../nbs/14_optimizer.ipynb #c77a6f16
 def newton_schulz(
-    gradient: torch.Tensor,  # (rows, columns)
+    matrices: torch.Tensor,  # (number, rows, columns)
     steps: int = 5,  # how often the polynomial is applied
-    dtype: torch.dtype | None = None,  # to compute in; None: the gradient's
+    dtype: torch.dtype | None = None,  # to compute in; None: that of the matrices
 ) -> torch.Tensor:  # the same shape and type, all singular values near 1
-    "The nearest orthogonal matrix, roughly, by a quintic iteration (Jordan et al., 2024)."
+    "Each matrix's nearest orthogonal one, roughly, by a quintic (Jordan et al., 2024)."
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.to(dtype=dtype)
-    is_tall = x.size(0) > x.size(1)
+    x = matrices.to(dtype=dtype)
+    is_tall = x.size(1) > x.size(2)
     if is_tall:
-        x = x.T  # the small side is the cheap one to square
-    x = x / x.norm().clamp(min=1e-7)  # singular values below 1
+        x = x.mT.contiguous()  # the small side is the cheap one to square
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values of at most 1
     for _ in range(steps):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        square = x @ x.mT
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
     if is_tall:
-        x = x.T
-    return x.to(gradient.dtype)
+        x = x.mT
+    return x.to(matrices.dtype)
 
 # %% ../nbs/14_optimizer.ipynb #6c2ac031
 class Muon(Optimizer):
@@ -93,31 +96,37 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        "Update every matrix that has a gradient."
+        "Update every matrix that has a gradient, those of one shape together."
         for group in self.param_groups:
+            by_shape = defaultdict(list)
             for matrix in group['params']:
                 if matrix.grad is not None:
-                    self.update(matrix, matrix.grad, group)
+                    by_shape[matrix.shape].append(matrix)
+            for matrices in by_shape.values():
+                self.update(matrices, group)
 
-    def update(self, matrix: nn.Parameter, gradient: torch.Tensor, group: dict) -> None:
-        "Decay a matrix, and move it along its orthogonalised momentum."
-        state = self.state[matrix]
-        if not state:
-            state['momentum'] = torch.zeros_like(matrix)
-        momentum = state['momentum'].lerp(gradient, 1 - group['momentum'])
-        look_ahead = gradient.lerp(momentum, group['momentum'])
-        direction = newton_schulz(look_ahead, dtype=self.dtype)
-        length = group['lr'] * 0.2 * math.sqrt(max(matrix.shape))
-        decayed = matrix * (1 - group['lr'] * group['weight_decay'])
-        self.assign(state['momentum'], momentum)
-        self.assign(matrix, decayed.add_(direction, alpha=-length))
+    def update(self, matrices: list, group: dict) -> None:
+        "Decay matrices of one shape, and move them along their orthogonalised momentum."
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]['momentum'] = torch.zeros_like(matrix)
+        kept = [self.state[matrix]['momentum'] for matrix in matrices]
+        gradients = torch.stack([matrix.grad for matrix in matrices])
+        momentum = torch.stack(kept).lerp(gradients, 1 - group['momentum'])
+        look_ahead = gradients.lerp(momentum, group['momentum'])
+        directions = newton_schulz(look_ahead, dtype=self.dtype)
+        length = group['lr'] * 0.2 * math.sqrt(max(matrices[0].shape))
+        decayed = torch.stack(matrices) * (1 - group['lr'] * group['weight_decay'])
+        self.assign(kept, momentum)
+        self.assign(matrices, decayed.add_(directions, alpha=-length))
 
-    def assign(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        "Write new numbers over old ones, but where `found_inf` is 1."
+    def assign(self, old: list, new: torch.Tensor) -> None:
+        "Write new numbers over old ones, unless `found_inf` is 1."
         found_inf = getattr(self, 'found_inf', None)
         if found_inf is not None:
-            new = torch.where(found_inf == 0, new, old)
-        old.copy_(new)
+            new = torch.where(found_inf == 0, new, torch.stack(old))
+        for old_one, new_one in zip(old, new):
+            old_one.copy_(new_one)
 
 # %% ../nbs/14_optimizer.ipynb #8d50255f
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ def resume_config(
             f'A resumed run keeps its {", ".join(sorted(fixed))}; only '
             f'{", ".join(RESUMABLE)} and the number of processes may change. '
             'For anything else start a new run with --init_from')
-    return config_from_dict({**saved, **changes, 'out': str(folder)}), start
+    config = config_from_dict({**saved, 'out': str(folder)})
+    return dataclasses.replace(config, **changes), start
 
 # %% ../nbs/23_runs.ipynb #cc8abe74
 def check_same_launch(

@@ -127,7 +127,8 @@ def trial_config(
 ) -> TrainConfig:
     "The configuration of a trial; a ValueError where its tokens are too few."
     fields = {**plan.fields, **settings}
-    config = make_config(plan.preset, **fields)
+    no_steps_yet = dict(max_steps=1, decay_steps=1)
+    config = make_config(plan.preset, **fields | no_steps_yet)
     tokens_per_step = config.tokens_per_step
     steps = plan.tokens // tokens_per_step
     if steps < CHECKS:
