@@ -41,7 +41,7 @@ from piny.train_ddp import launch
 SMALL = dict(
     data='storybook:stories=400,plots=4,names=8', vocab_size=512, dim=64, hidden_dim=96,
     n_layers=2, n_heads=4, n_kv_heads=2, seq_len=64, tokens_per_step=512, decay_steps=1000,
-    eval_every=100_000, eval_stories=10, save_every=5, device='cpu')
+    final_ratio=0.1, eval_every=100_000, eval_stories=10, save_every=5, device='cpu')
 HERE = Path(__file__).parent
 
 
