@@ -79,11 +79,9 @@ def stage_text(
     tokens = stage['steps'] * stage['tokens_per_step']
     schedule = 'then constant'
     if stage['final_ratio'] < 1:
-        down = 'a cosine'
-        if stage.get('schedule') == 'linear':
-            down = 'a straight line'
-        if stage.get('schedule') == 'wsd':
-            down = f'{STABLE:.0%} of the way at that rate, and straight down'
+        ways = dict(cosine='a cosine', linear='a straight line',
+                    wsd=f'{STABLE:.0%} of the way at that rate, and straight down')
+        down = ways[stage.get('schedule', 'cosine')]
         schedule = (f'then {down} to {stage["final_ratio"]:g} of it at step '
                     f'{stage["decay_steps"]:,}')
     return (f'- {stage["steps"]:,} steps of {stage["tokens_per_step"]:,} tokens, '

@@ -152,7 +152,6 @@ AT_MINI = {
 }
 
 
-
 def many_passes(question, steps, weight_decay, variation=None):
     "All of the text several times over, at `mini`: 7.8 million tokens a pass."
     fields = dict(MINI, optimizer='muon', learning_rate=8e-3, schedule='linear', decay=1.0,
