@@ -10,6 +10,7 @@ from typing import Callable
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo as leave_uncompiled
 from torch.nn import functional as F
 
 from .rope import apply_rope
@@ -111,16 +112,22 @@ def split_stories(
     return [story.transpose(0, 1)[None] for story in tokens.split(lengths)]
 
 
+# `torch.compiler.disable` would load the compiler on import; this waits for a call
+@leave_uncompiled
 def attend_by_story(
     q: torch.Tensor,  # queries (B, H, T, head_dim)
     k: torch.Tensor,  # keys (B, K, T, head_dim)
     v: torch.Tensor,  # values, likewise
-    lengths: list[int],  # from `story_lengths`
-) -> torch.Tensor:  # (B, H, T, head_dim)
+    doc_ids: torch.Tensor,  # (B, T) a number for each token's story
+) -> torch.Tensor:  # (B, H, T, head_dim), in float32 or wider
     "Causal attention inside each story."
     B, _, T, _ = q.shape
+    lengths = story_lengths(doc_ids)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    stories = [split_stories(x.to(wide), lengths) for x in (q, k, v)]
     outputs = []
-    for story in zip(*(split_stories(x, lengths) for x in (q, k, v))):
-        output = causal_attention(*story)
-        outputs.append(output[0].transpose(0, 1))  # (tokens, H, head_dim)
+    with torch.autocast(q.device.type, enabled=False):
+        for q_story, k_story, v_story in zip(*stories):
+            output = causal_attention(q_story, k_story, v_story)
+            outputs.append(output[0].transpose(0, 1))  # (tokens, H, head_dim)
     return torch.cat(outputs).unflatten(0, (B, T)).transpose(1, 2)

@@ -22,7 +22,6 @@ from piny.attention import (
     attend_by_story,
     attention_mask,
     causal_attention,
-    story_lengths,
 )
 from .cli import checked_frozen, option
 from .loss import chunked_cross_entropy
@@ -137,8 +136,8 @@ def choose_attention(
     "Causal attention, inside each story where stories are told apart."
     if doc_ids is None:
         return causal_attention
-    if doc_ids.device.type == 'cpu' and not torch.compiler.is_compiling():
-        return partial(attend_by_story, lengths=story_lengths(doc_ids))
+    if doc_ids.device.type == 'cpu':
+        return partial(attend_by_story, doc_ids=doc_ids)
     return partial(causal_attention, mask=attention_mask(doc_ids))
 
 # %% ../nbs/12_model.ipynb #f66b6b50

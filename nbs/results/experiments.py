@@ -149,6 +149,12 @@ AT_MINI = {
        for rate in ('3e-3', '1.5e-3')},
     'mini-tuned-third': mini('The tuned recipe, a third of the tokens', TUNED,
                              tokens=2_670_000),
+    'mini-batch-2048-2e-3': mini('Half the batch, a lower rate?', TUNED, tokens=1_000_000,
+                                 seeds=(0,), tokens_per_step=2048, learning_rate=2e-3),
+    'mini-tuned-3e-3': mini('The tuned recipe at the best rate for `mini`', TUNED,
+                            learning_rate=3e-3),
+    'mini-tuned-3e-3-third': mini('The same, a third of the tokens', TUNED,
+                                  tokens=2_670_000, learning_rate=3e-3),
 }
 
 
@@ -184,7 +190,7 @@ AT_FULL |= {
     f'full-rate-{rate}': Experiment("Which rate for Muon at the card's size?",
                                     {**FULL, **TUNED, 'learning_rate': float(rate)},
                                     tokens=500_000)
-    for rate in ('12e-3', '3e-3', '1.5e-3')
+    for rate in ('12e-3', '3e-3', '1.5e-3', '7.5e-4')
 }
 
 # Five sizes, each on four numbers of tokens.
@@ -226,7 +232,7 @@ def data_of(experiment, work):
 def config_of(experiment, seed, run, data):
     "The configuration of a run."
     from piny.config import make_config
-    fields = dict(seq_len=512, tokens_per_step=8192, compile='off') | experiment.fields
+    fields = dict(seq_len=512, tokens_per_step=8192) | experiment.fields
     steps = experiment.tokens // fields['tokens_per_step']
     warmup, decay = fields.pop('warmup') * steps, fields.pop('decay') * steps
     return make_config(

@@ -43,8 +43,9 @@ ROWS = {  # name: what is on
     'this trainer, Muon': dict(trainer=dict(optimizer='muon')),
     'this trainer, compiled': dict(trainer=dict(compile='on')),
     'this trainer, one thread': dict(trainer={}, threads=1),
-    'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16')),
+    'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16', compile='off')),
     'this trainer, Muon, bfloat16': dict(trainer=dict(optimizer='muon', dtype='bfloat16')),
+    'this trainer, bfloat16, compiled': dict(trainer=dict(dtype='bfloat16', compile='on')),
 }
 WINDOWS, LENGTH, TOGETHER = 8, 512, 5
 
