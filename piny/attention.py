@@ -112,15 +112,15 @@ def split_stories(
     return [story.transpose(0, 1)[None] for story in tokens.split(lengths)]
 
 
-# `torch.compiler.disable` would load the compiler on import; this waits for a call
+# private in torch; the public `torch.compiler.disable` loads the compiler on import
 @leave_uncompiled
 def attend_by_story(
     q: torch.Tensor,  # queries (B, H, T, head_dim)
     k: torch.Tensor,  # keys (B, K, T, head_dim)
     v: torch.Tensor,  # values, likewise
     doc_ids: torch.Tensor,  # (B, T) a number for each token's story
-) -> torch.Tensor:  # (B, H, T, head_dim), in float32 or wider
-    "Causal attention inside each story."
+) -> torch.Tensor:  # (B, H, T, head_dim), in the type of the values
+    "Causal attention inside each story, computed in float32 or wider."
     B, _, T, _ = q.shape
     lengths = story_lengths(doc_ids)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -130,4 +130,4 @@ def attend_by_story(
         for q_story, k_story, v_story in zip(*stories):
             output = causal_attention(q_story, k_story, v_story)
             outputs.append(output[0].transpose(0, 1))  # (tokens, H, head_dim)
-    return torch.cat(outputs).unflatten(0, (B, T)).transpose(1, 2)
+    return torch.cat(outputs).unflatten(0, (B, T)).transpose(1, 2).to(v.dtype)

@@ -102,8 +102,10 @@ def compiling_pays(
     "Does a run win back the time that compiling takes?"
     if sys.platform != 'linux':
         return False
-    has_fast_products = device.type == 'cpu' and use_bf16(config, device) and has_amx()
-    return device.type == 'cuda' or has_fast_products and config.max_steps >= 500
+    if device.type == 'cuda':
+        return True
+    has_fast_products = use_bf16(config, device) and has_amx()
+    return device.type == 'cpu' and has_fast_products and config.max_steps >= 500
 
 
 def maybe_compile(

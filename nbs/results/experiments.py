@@ -186,6 +186,9 @@ AT_FULL = {
         ('tuned', "The card's model by the tuned recipe", TUNED),
     ]
 }
+AT_FULL['full-tuned-1.5e-3'] = Experiment(
+    "The card's model by the tuned recipe, at a lower rate",
+    {**FULL, **TUNED, 'learning_rate': 1.5e-3}, tokens=7_500_000)
 AT_FULL |= {
     f'full-rate-{rate}': Experiment("Which rate for Muon at the card's size?",
                                     {**FULL, **TUNED, 'learning_rate': float(rate)},

@@ -43,7 +43,7 @@ ROWS = {  # name: what is on
     'this trainer, Muon': dict(trainer=dict(optimizer='muon')),
     'this trainer, compiled': dict(trainer=dict(compile='on')),
     'this trainer, one thread': dict(trainer={}, threads=1),
-    'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16', compile='off')),
+    'this trainer, bfloat16': dict(trainer=dict(dtype='bfloat16')),
     'this trainer, Muon, bfloat16': dict(trainer=dict(optimizer='muon', dtype='bfloat16')),
     'this trainer, bfloat16, compiled': dict(trainer=dict(dtype='bfloat16', compile='on')),
 }
@@ -201,9 +201,31 @@ def this_trainer(preset, how, turns, folder):
     fields = dict(
         data='storybook:stories=3000', tokens_per_step=WINDOWS * LENGTH,
         micro_batch=WINDOWS, max_steps=10**6, eval_every=10**6, save_every=10**6,
-        optimizer='adamw', dtype='bfloat16' if turns.device == 'cuda' else 'float32',
+        optimizer='adamw', compile='off', dtype='bfloat16' if turns.device == 'cuda' else 'float32',
         out=f'{folder}/run', device=turns.device)
     piny.training.train(make_config(preset, **{**fields, **how['trainer']}))
+
+
+def time_kernels():
+    "Milliseconds of attention on a CPU, forward and backward, and products, by type."
+    import torch
+
+    from piny.attention import causal_attention
+    from piny.machine import matmul_flops
+    timed = {}
+    for dtype in torch.float32, torch.bfloat16:
+        name = str(dtype)[6:]
+        timed[name] = dict(product=matmul_flops(torch.device('cpu'), dtype), attention={})
+        for length in 100, 200, 300:  # tokens of a story, with the heads of `mini`
+            q, k, v = (torch.randn(1, heads, length, 32).to(dtype).requires_grad_()
+                       for heads in (10, 2, 2))
+            milliseconds = []
+            for _ in range(50):
+                start = time.perf_counter()
+                causal_attention(q, k, v).sum().backward()
+                milliseconds.append(1e3 * (time.perf_counter() - start))
+            timed[name]['attention'][length] = statistics.median(milliseconds)
+    return timed
 
 
 def worker(name, preset, device):
@@ -363,6 +385,8 @@ def main():
     result.update(torch=torch.__version__, python=platform.python_version(),
                   processor=processor(), cores=os.cpu_count(),
                   device=torch.cuda.get_device_name() if cuda else 'cpu')
+    if not cuda:
+        result['kernels'] = time_kernels()
     for preset in options.presets:
         result['presets'][preset] = measure(preset, options.rows, options.rounds,
                                             options.device)
