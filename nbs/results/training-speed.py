@@ -201,8 +201,8 @@ def this_trainer(preset, how, turns, folder):
     fields = dict(
         data='storybook:stories=3000', tokens_per_step=WINDOWS * LENGTH,
         micro_batch=WINDOWS, max_steps=10**6, eval_every=10**6, save_every=10**6,
-        optimizer='adamw', compile='off', dtype='bfloat16' if turns.device == 'cuda' else 'float32',
-        out=f'{folder}/run', device=turns.device)
+        optimizer='adamw', compile='off', out=f'{folder}/run', device=turns.device,
+        dtype='bfloat16' if turns.device == 'cuda' else 'float32')
     piny.training.train(make_config(preset, **{**fields, **how['trainer']}))
 
 
