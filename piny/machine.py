@@ -87,7 +87,8 @@ def has_vnni() -> bool:
 # %% ../nbs/92_machine.ipynb #48f12f17
 def has_amx() -> bool:
     "Can this processor multiply small matrices of bfloat16 in one instruction?"
-    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()  # not in older versions
+    list_all = getattr(torch.cpu, 'get_capabilities', dict)  # not in older versions
+    capabilities: dict = list_all()
     return capabilities.get('amx_bf16', False)
 
 # %% ../nbs/92_machine.ipynb #95fc533f
