@@ -89,7 +89,7 @@ PRESETS = {
     'mini': dict(
         vocab_size=4096, dim=320, hidden_dim=864, n_layers=5, n_heads=10, n_kv_heads=2,
         tokens_per_step=8192, max_steps=6000, decay_steps=6000,
-        optimizer='muon', learning_rate=3e-3, schedule='wsd', final_ratio=0.0,
+        optimizer='muon', learning_rate=3e-3, schedule='wsd',
         eval_every=250, save_every=250),
     'piny': dict(),
     'piny-tuned': dict(
