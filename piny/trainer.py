@@ -115,8 +115,8 @@ def maybe_compile(
     micro_batch: int,  # windows at once
 ) -> Any:  # the model, compiled or not
     "The model through `torch.compile` where it pays; where that fails, one line says so."
-    is_asked_for = config.compile == 'on'
-    if not is_asked_for and (config.compile == 'off' or not compiling_pays(config, device)):
+    choices = dict(on=True, off=False, auto=compiling_pays(config, device))
+    if not choices[config.compile]:
         return model
     ids = torch.zeros(micro_batch, config.seq_len, dtype=torch.long, device=device)
     doc_ids = ids if config.packing == 'stories' else None

@@ -184,11 +184,10 @@ AT_FULL = {
     for name, question, recipe in [
         ('card', "The card's model by the card's recipe", CARD),
         ('tuned', "The card's model by the tuned recipe", TUNED),
+        ('tuned-1.5e-3', "The card's model by the tuned recipe, at a lower rate",
+         {**TUNED, 'learning_rate': 1.5e-3}),
     ]
 }
-AT_FULL['full-tuned-1.5e-3'] = Experiment(
-    "The card's model by the tuned recipe, at a lower rate",
-    {**FULL, **TUNED, 'learning_rate': 1.5e-3}, tokens=7_500_000)
 AT_FULL |= {
     f'full-rate-{rate}': Experiment("Which rate for Muon at the card's size?",
                                     {**FULL, **TUNED, 'learning_rate': float(rate)},
