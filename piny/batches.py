@@ -93,7 +93,7 @@ def get_batch(
     order = window_order(numbers, len(starts), seed)
     windows = [tokens.read(int(starts[window]), seq_len + 1) for window in order]
     ids = torch.from_numpy(np.stack(windows).astype(np.int64))
-    return ids[:, :-1], ids[:, 1:]
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 # %% ../nbs/06_batches.ipynb #992fe2cb
 def document_ids(

@@ -110,11 +110,14 @@ def damage(
     "What is wrong with a checkpoint, in a few words."
     try:
         expected = read_json(folder/'trainer'/'sums.json')
-        actual = checksums(folder)
     except FileNotFoundError:
         return 'trainer/sums.json is missing'
     except (OSError, ValueError):
         return 'trainer/sums.json is damaged'
+    try:
+        actual = checksums(folder)
+    except OSError as error:
+        return f'{error.filename or folder} cannot be read'
     wrong = []
     for name in expected:
         if name not in actual:

@@ -66,6 +66,8 @@ def make_or_find(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f'.{folder.name}.part')
     with FileLock(folder.with_name(f'.{folder.name}.lock')):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
         if not folder.exists():
             make_data(unfinished, options, key)
             unfinished.rename(folder)

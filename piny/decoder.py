@@ -116,7 +116,7 @@ class CachedAttention:
 
     def __call__(
         self,
-        q: torch.Tensor,  # rotated queries, scaled (B, H, T, head_dim)
+        q: torch.Tensor,  # rotated queries (B, H, T, head_dim)
         k: torch.Tensor,  # rotated keys (B, K, T, head_dim)
         v: torch.Tensor,  # values, likewise
     ) -> torch.Tensor:  # (B, H, T, head_dim)

@@ -71,8 +71,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), rows):
             chunk = slice(start, start + rows)
             h = states[chunk].to(dtype)  # (rows, D)
-            y = targets[chunk, None].clamp(min=0)  # (rows, 1)
             counted = is_counted[chunk, None]
+            y = targets[chunk, None].masked_fill(~counted, 0)  # (rows, 1)
             scores = (h @ table.T).to(wide)  # (rows, V), the one large tensor
             losses, sums = exponentiate_scores(scores, y)
             total += (losses * counted).sum()

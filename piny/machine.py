@@ -54,8 +54,8 @@ def matmul_flops(
 ) -> float:  # floating-point operations a second
     "The speed of a large matrix product, the median of seven."
     size = 8192 if device.type == 'cuda' else 1024
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)  # torch's own stays as it is
+    a, b = torch.randn(2, size, size, device=device, generator=generator).to(dtype)
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -100,7 +100,9 @@ def keep_freed_memory() -> Iterator[None]:
         yield
         return
     trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
-    libc.mallopt(mmap_threshold, 2**30)
+    for most in 2**30, 2**25:  # an old glibc refuses the first
+        if libc.mallopt(mmap_threshold, most):
+            break
     libc.mallopt(trim_threshold, 2**31 - 1)
     try:
         yield
@@ -142,7 +144,7 @@ class StopFlag:
             if self.may_speak:
                 name = signal.Signals(number).name
                 say(f'\n{name}: stopping after this step, then saving … '
-                    '(Ctrl-C once more: ending at once)')
+                    '(Ctrl-C now: ending at once)')
         elif number == signal.SIGINT and time.monotonic() - self.since > 0.3:
             if self.may_speak:
                 say('\nEnding at once; what was saved before is whole.')

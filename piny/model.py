@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITES_TO_STREAM', 'ModelConfig', 'Block', 'init_weights', 'new_embedding', 'choose_attention', 'check_shapes',
-           'check_numbers', 'Piny']
+           'can_read_numbers', 'check_targets', 'check_numbers', 'Piny']
 
 # %% ../nbs/12_model.ipynb #9caf7dc9
 import math
@@ -148,7 +148,7 @@ def check_shapes(
 ) -> None:
     "Refuse inputs of a wrong shape or type by a sentence (ValueError)."
     shape = tuple(ids.shape)
-    if ids.ndim != 2 or shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
+    if ids.ndim != 2 or 0 in shape or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f'ids must be whole numbers (int64 or int32) of shape (B, T), but are '
             f'{str(ids.dtype)[6:]} of shape {shape}; make them with torch.tensor([[…]])'
@@ -163,6 +163,26 @@ def check_shapes(
         raise ValueError(
             f'{shape[1]} tokens were given, but there is room for {config.context}; '
             'cut the text or make the context longer'
+        )
+
+
+def can_read_numbers(
+    ids: torch.Tensor,  # token ids
+) -> bool:
+    "On a GPU the program would have to wait for them, and a compiler has none to read."
+    return ids.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+def check_targets(
+    config: ModelConfig,  # the model's shape
+    targets: torch.Tensor,  # token ids (B, T); -100: does not count
+) -> None:
+    "Refuse targets out of range by a sentence (ValueError)."
+    counted = targets[targets != -100]
+    if len(counted) and not 0 <= counted.min() <= counted.max() < config.vocab_size:
+        raise ValueError(
+            f'targets run from {counted.min()} to {counted.max()}; expected 0 to '
+            f'{config.vocab_size - 1}, or -100 where a token does not count'
         )
 
 
@@ -218,7 +238,7 @@ class Piny(nn.Module):
     ) -> torch.Tensor:  # (B, T, D)
         "The stream after the last norm."
         check_shapes(self.config, ids, positions=positions, doc_ids=doc_ids)
-        if ids.device.type == 'cpu' and not torch.compiler.is_compiling():
+        if can_read_numbers(ids):
             check_numbers(self.config, ids, positions)
         if attend is None:
             attend = [choose_attention(doc_ids)] * len(self.layers)
@@ -256,6 +276,8 @@ class Piny(nn.Module):
         if targets is None:
             return self.logits(self.states(ids, positions, doc_ids))
         check_shapes(self.config, ids, targets=targets)
+        if can_read_numbers(ids):
+            check_targets(self.config, targets)
         states = self.states(ids, positions, doc_ids).flatten(0, 1)
         return chunked_cross_entropy(states, self.output_weight, targets.flatten())
 

@@ -6,7 +6,7 @@
 __all__ = ['RESUMABLE', 'RunState', 'data_identity', 'git_revision', 'describe_run', 'launch_name', 'begun_by_this_launch',
            'new_run_folder', 'resume_config', 'check_same_launch', 'check_new_folder', 'check_data_place',
            'check_restarts', 'RunInputs', 'tokenizer_of_start', 'check_vocabulary', 'open_inputs', 'prepare_run',
-           'OpenedRun', 'lock_run', 'find_start', 'check_state', 'open_run']
+           'OpenedRun', 'lock_run', 'loss_to_beat', 'find_start', 'check_state', 'open_run']
 
 # %% ../nbs/23_runs.ipynb #88019768
 import contextlib
@@ -127,7 +127,7 @@ def resume_config(
 ) -> tuple[TrainConfig, Path]:  # the configuration, and the run or checkpoint folder
     "How a run goes on: a run folder means its newest whole checkpoint, or its beginning."
     is_run = (Path(run)/'run.json').is_file()
-    start = Path(run) if is_run else find_checkpoint(run)
+    start = Path(run) if is_run else find_checkpoint(run).absolute()
     folder = start if is_run else start.parent.parent
     try:
         saved = read_json(folder/'run.json')['config']
@@ -294,6 +294,16 @@ def lock_run(
                          'or choose another --out') from None
 
 # %% ../nbs/23_runs.ipynb #794f7396
+def loss_to_beat(
+    run: Path,  # the run folder
+) -> float | None:  # nats a token; None where no checkpoint is called best
+    "The validation loss of the checkpoint that `best` names."
+    try:
+        return read_state(find_checkpoint(run/'checkpoints'/'best'))['best_loss']
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def find_start(
     run: Path,  # the run folder, locked
     named: str | Path | None,  # a checkpoint that was asked for; None: the newest whole one
@@ -305,6 +315,7 @@ def find_start(
     start, notice = choose_checkpoint(run, named)
     if start:
         state = RunState(**{**dataclasses.asdict(state), **read_state(start)})
+        state.best_loss = loss_to_beat(run)  # also of a step that will come anew
         notice = notice or f'{run} goes on after step {state.step:,}.'
     else:
         notice = f'{run} has no checkpoint yet; it starts from its beginning.'

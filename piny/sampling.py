@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -149,7 +149,7 @@ class SamplingOptions:
     slide: bool = option(False, 'past the context: go on, seeing the newer half only')
     int8: bool = option(False, 'weights of eight bits: faster')
     json: bool = option(False, 'print one JSON object a story')
-    device: str = option('cpu', 'cpu, cuda or mps')
+    device: Literal['auto', 'cpu', 'cuda', 'mps'] = option('cpu', 'auto, cpu, cuda or mps')
 
     def __post_init__(self):
         if self.prompt is not None and self.file:
@@ -174,9 +174,12 @@ def read_prompt(
         except UnicodeDecodeError:
             sentence = f'{options.file} is no text in UTF-8; save it as such'
             raise ValueError(sentence) from None
-    if options.prompt is not None or sys.stdin is None or sys.stdin.isatty():
+    if options.prompt is not None:
         return options.prompt
-    return clean_prompt(sys.stdin.read()) or 'Once upon a time'
+    if sys.stdin is not None and sys.stdin.isatty():
+        return None
+    text = sys.stdin.read() if sys.stdin else ''  # a program may be started without it
+    return clean_prompt(text) or 'Once upon a time'
 
 # %% ../nbs/18_sampling.ipynb #abdbe16a
 def tell_one(

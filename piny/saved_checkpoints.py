@@ -86,7 +86,7 @@ def set_aside(
     checkpoints, step = Path(run)/'checkpoints', read_state(start)['step']
     at_its_step = checkpoints/f'step-{step:06}'
     to_come = [folder for folder in list_checkpoints(run)
-               if step_of(folder) >= step and folder.name != start.name]
+               if step_of(folder) >= step and folder.resolve() != start.resolve()]
     for folder in to_come:
         rename_checkpoint(folder, free_name(folder))
     is_of_this_run = start.parent.resolve() == checkpoints.resolve()

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import contextvars
 import json
+import math
 import netrc
 import os
 import sys
@@ -99,6 +100,8 @@ class Tracker:
 
     def log(self, step: int, tokens: int, **numbers: Any) -> None:
         "Write one line: the step, the tokens seen so far, the time, what was measured."
+        # JSON has no word for what is not a number
+        numbers = {name: n for name, n in numbers.items() if math.isfinite(n)}
         line = dict(step=step, tokens=tokens, time=round(time.time(), 3), **numbers)
         self.unwritten += (json.dumps(line) + '\n').encode()
         self._to_file()

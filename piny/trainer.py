@@ -118,12 +118,14 @@ def maybe_compile(
     choices = dict(on=True, off=False, auto=compiling_pays(config, device))
     if not choices[config.compile]:
         return model
-    ids = torch.zeros(micro_batch, config.seq_len, dtype=torch.long, device=device)
-    doc_ids = ids if config.packing == 'stories' else None
+    shape = micro_batch, config.seq_len
+    # three tensors: for one in three places torch would compile a model of its own
+    ids, targets, stories = torch.zeros(3, *shape, dtype=torch.long, device=device)
+    doc_ids = stories if config.packing == 'stories' else None
     try:
         compiled = torch.compile(model)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config, device)):
-            loss = compiled(ids, ids, doc_ids=doc_ids)
+            loss = compiled(ids, targets, doc_ids=doc_ids)
         loss.backward()
         return compiled
     except torch.OutOfMemoryError:
@@ -229,6 +231,9 @@ def make_trainer(
 ) -> Trainer:
     "Open the run folder, and make everything that the steps need."
     device = world.device
+    if device.type == 'mps' and config.dtype == 'float64':
+        raise ValueError('--dtype is float64, which --device mps lacks; '
+                         'use --device cpu, or float32')
     most = (16_384 if device.type == 'cuda' else 4_096) // config.seq_len
     micro_batch, accumulations = split_batch(config, world.size, most)
     stack.enter_context(memory_advice(config, micro_batch, accumulations))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['set_learning_rate', 'micro_batch_loss', 'accumulate_gradients', 'train_step', 'count_skipped', 'refuse_to_go_on',
-           'record', 'validate', 'report_validation', 'save', 'last_save_worked', 'draw_if_due', 'pause', 'train',
-           'finish', 'final_report']
+           'record', 'validate', 'report_validation', 'tell_story', 'save', 'finish_saving', 'draw_if_due', 'pause',
+           'train', 'finish', 'final_report']
 
 # %% ../nbs/26_training.ipynb #18cc3996
 import contextlib
@@ -171,7 +171,7 @@ def validate(
     state = trainer.state
     trainer.validation = validation_loss(trainer.model, trainer.inputs, trainer.world)
     loss = trainer.validation['loss']
-    last_save_worked(trainer)  # what is not on the disk cannot be the best
+    finish_saving(trainer)  # what is not on the disk cannot be the best
     best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
     state.validated_step = state.step
     if trainer.tracker:
@@ -184,14 +184,9 @@ def report_validation(
 ) -> None:
     "Log a validation, tell a story, and write both down."
     step, config, found = trainer.state.step, trainer.config, trainer.validation
-    tracker = trainer.tracker
     numbers = {f'val_{name}': value for name, value in found.items()}
-    tracker.log(step, step * config.tokens_per_step, **numbers)
-    tokenizer = trainer.inputs.tokenizer
-    pieces = stream(trainer.model, tokenizer, config.prompt, seed=config.seed)
-    trainer.story = ''.join(pieces)
-    add_sample = partial(tracker.add_sample, step, trainer.story)
-    warn_on_error('The story that was told', add_sample)
+    trainer.tracker.log(step, step * config.tokens_per_step, **numbers)
+    warn_on_error('A story', partial(tell_story, trainer))
     train_loss = math.nan if trainer.state.train_loss is None else trainer.state.train_loss
     write_above_bar(
         trainer, f'step {step:,}: train {train_loss:.4f}, validation {found["loss"]:.4f} '
@@ -200,13 +195,23 @@ def report_validation(
     if trainer.watch:
         trainer.watch(trainer.run)
 
+
+def tell_story(
+    trainer: Trainer,  # of process 0
+) -> None:
+    "Tell a story, and add it to the samples."
+    config, tokenizer = trainer.config, trainer.inputs.tokenizer
+    pieces = stream(trainer.model, tokenizer, config.prompt, seed=config.seed)
+    trainer.story = ''.join(pieces)
+    trainer.tracker.add_sample(trainer.state.step, trainer.story)
+
 # %% ../nbs/26_training.ipynb #d94513d3
 def save(
     trainer: Trainer,  # of process 0
     best: bool,  # is it the best so far?
 ) -> None:
     "Copy all that a checkpoint holds, and have it written by the other thread."
-    last_save_worked(trainer)  # one checkpoint at a time
+    finish_saving(trainer)  # one checkpoint at a time
     state = dataclasses.asdict(trainer.state)
     if best:
         state['best_loss'] = trainer.validation['loss']
@@ -218,10 +223,10 @@ def save(
     trainer.saving = trainer.writer.submit(warn_on_error, what, write)
 
 
-def last_save_worked(
+def finish_saving(
     trainer: Trainer,
-) -> bool:  # also where nothing was saved yet
-    "Wait for the last checkpoint: is it on the disk? Then its loss is the one to beat."
+) -> bool:  # is it on the disk? True where nothing was saved yet
+    "Wait for the checkpoint that is being written; then its loss is the one to beat."
     if trainer.saving is None:
         return True
     worked = trainer.saving.result()
@@ -290,7 +295,7 @@ def train(
         trainer.clock, trainer.drawn = time.perf_counter(), time.monotonic()
         while pause(trainer):
             train_step(trainer)
-        saved = world.run_on_main(lambda: last_save_worked(trainer))
+        saved = world.run_on_main(lambda: finish_saving(trainer))
     finish(trainer, saved)
     return trainer.run
 

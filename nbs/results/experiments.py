@@ -8,9 +8,9 @@ Without names the search runs, in its order; a group is named `search`, `ablatio
 model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `full`
 (at the card's own size), `passes` (the same text many times) or `sizes` (how the loss falls
 with parameters and tokens). Each run writes one small file in `nbs/results/experiments/`;
-what has such a file is not run again, so delete the files of what you change here, and what
-was cut off goes on from its last checkpoint. Several commands may share the work: give each
-its own names.
+what has such a file is not run again, and what was cut off goes on from its last checkpoint
+with the settings that it began with. So delete the files of what you change here, and its
+folders NAME-SEED in `--work`. Several commands may share the work: give each its own names.
 """
 import argparse
 import contextlib
