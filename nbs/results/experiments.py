@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import datetime
 import io
-import json
 import os
 from pathlib import Path
 
@@ -30,10 +29,11 @@ ROWS = HERE/'experiments'
 SMALL = dict(vocab_size=2048, dim=128, hidden_dim=352, n_layers=4, n_heads=4, n_kv_heads=2)
 
 # The card's recipe: its warm-up, cosine and tail, as shares of the run.
-CARD = dict(optimizer='adamw', learning_rate=9e-4, warmup=50/10_300, decay=6_000/10_300,
-            final_ratio=0.1)
+CARD = dict(optimizer='adamw', learning_rate=9e-4, warmup=50/10_300, schedule='cosine',
+            decay=6_000/10_300, final_ratio=0.1)
 # What is tried against it: Muon, and a cosine that ends at nothing with the run.
-MUON = dict(optimizer='muon', learning_rate=12e-3, warmup=0.02, decay=1.0, final_ratio=0.0)
+MUON = dict(optimizer='muon', learning_rate=12e-3, warmup=0.02, schedule='cosine',
+            decay=1.0, final_ratio=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +312,7 @@ def main():
     if unknown := set(options.names) - ALL.keys():
         parser.error(f'no such experiment: {", ".join(sorted(unknown))}; '
                      f'there are {", ".join(ALL)}')
+    from piny.files import write_json
     ROWS.mkdir(exist_ok=True)
     for name in options.names or GROUPS[options.group or 'search']:
         for seed in ALL[name].seeds:
@@ -320,7 +321,7 @@ def main():
                 continue
             train_or_go_on(ALL[name], seed, run)
             row = row_of(name, seed, run)
-            kept.write_text(json.dumps(row, indent=1) + '\n')
+            write_json(kept, row, indent=1)
             print(f'{name:20} seed {seed}: {row["bits_per_byte"]:.4f} bits per byte after '
                   f'{row["tokens"]:,} tokens', flush=True)
 

@@ -509,6 +509,9 @@ def measure(options, sizes, path):
     with tempfile.TemporaryDirectory() as folder:
         for n, name in enumerate(names):
             left = end - time.monotonic()
+            if left < 15:  # what an earlier call has measured stays
+                result['rows'].setdefault(name, dict(measured=[], failed='no time was left'))
+                continue
             row = result['rows'][name] = dict(measured=[])
 
             def keep(measured):
@@ -516,10 +519,8 @@ def measure(options, sizes, path):
                 path.write_text(json.dumps(result, indent=1) + '\n')
 
             start = time.monotonic()
-            if left < 15:
-                row['failed'] = 'no time was left'
-            elif failed := measure_row(name, Path(folder), options,
-                                       min(left, ROWS[name][1]), keep):
+            if failed := measure_row(name, Path(folder), options, min(left, ROWS[name][1]),
+                                     keep):
                 row['failed'] = failed
             row['seconds'] = round(time.monotonic() - start, 1)
             path.write_text(json.dumps(result, indent=1) + '\n')

@@ -20,8 +20,8 @@ from piny.training import train
 
 MODEL = dict(vocab_size=2048, dim=192, hidden_dim=512, n_layers=4, n_heads=6, n_kv_heads=2)
 STEPS = dict(seq_len=512, tokens_per_step=8192, max_steps=240, decay_steps=240,
-             warmup_steps=20, learning_rate=4e-3, optimizer='muon', eval_every=80,
-             eval_stories=100_000, save_every=1000, device='cpu')
+             warmup_steps=20, learning_rate=4e-3, optimizer='muon', schedule='cosine',
+             eval_every=80, eval_stories=100_000, save_every=1000, device='cpu')
 
 
 def evaluations(packing, seed, folder):

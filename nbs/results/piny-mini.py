@@ -52,8 +52,9 @@ def main():
     options = parser.parse_args()
 
     from piny.files import write_file, write_json
+    from piny.finding_weights import find_checkpoint
     from piny.model_card import model_card, training_stages, write_model_folder
-    best = options.run/'checkpoints'/'best'
+    best = find_checkpoint(options.run/'checkpoints'/'best')
     about = dict(name='piny-mini', prompt=PROMPTS[0], license='apache-2.0',
                  datasets=['roneneldan/TinyStories'])
     shutil.rmtree(FOLDER, ignore_errors=True)
