@@ -141,7 +141,7 @@ DROPPING: dict[str, Callable[[str], bool]] = dict(
     truncated=is_truncated,
 )
 RULES = (*MENDING, *DROPPING, 'duplicate', 'leak')
-RULES_VERSION = 2  # raise it when readers or rules change the stories made from a file
+RULES_VERSION = 3  # raise it when readers or rules change the stories made from a file
 
 # %% ../nbs/04_cleaning.ipynb #4a9ce60d
 def clean(
@@ -194,15 +194,18 @@ def nothing_left(
     source: object,  # as the user named it
     n_read: int,  # stories before cleaning
     touched: dict[str, int],  # how many of them each rule touched
+    without: Collection[str] = (),  # rules that are turned off already
 ) -> ValueError:
     "The error that says why nothing is left to train on."
     dropped = dropped_counts(touched)
+    rules = [*without, *(rule for rule in dropped if rule != 'empty')]
+    advice = (f'if a rule is wrong for this text, turn it off: {how_to_keep(source, rules)}'
+              if rules else 'give another file or folder')
     often_truncated = dropped.get('truncated', 0) >= LARGE_SHARE * n_read
     reason = ' (the text seems not to use full stops)' if often_truncated else ''
     return ValueError(
         f'{source} holds no story to train on: of {n_read:,} none is left: '
-        f'{list_counts(dropped)}{reason}; if a rule is wrong for this text, turn it off: '
-        f'{how_to_keep(source, [rule for rule in dropped if rule != "empty"])}')
+        f'{list_counts(dropped)}{reason}; {advice}')
 
 # %% ../nbs/04_cleaning.ipynb #a350e75b
 def drop_notes(

@@ -59,10 +59,10 @@ def say_notes(
 def make_or_find(
     folder: Path,  # where the data shall lie
     options: PrepareOptions,
+    key: str,  # of `data_key`
     must_match: bool,  # was the folder named by the user? then it may hold other data
 ) -> None:
     "Make prepared data, or check what is there; one process at a time."
-    key = data_key(options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f'.{folder.name}.part')
     with FileLock(folder.with_name(f'.{folder.name}.lock')):
@@ -104,6 +104,8 @@ def prepare(
             raise ValueError(f'{source} is prepared already; train with --data {source}, '
                              'or give the source that it was made from')
         return check_prepared(Path(source), vocab_size, tokenizer)
+    if out and Path(out).absolute() == Path.cwd():
+        raise ValueError('--out is the folder that you are in; name one inside it')
     if unknown := set(without) - set(RULES):
         raise ValueError(f'There is no rule {min(unknown)!r} to turn off; '
                          f'the rules are: {", ".join(RULES)}')
@@ -113,8 +115,9 @@ def prepare(
         vocab_size = PrepareOptions.vocab_size
     options = PrepareOptions(source, vocab_size, tokenizer, tokenizer_bytes,
                              tuple(sorted(without)), workers, shard_tokens)
-    folder = Path(out).absolute() if out else cache_folder()/data_key(options)
-    make_or_find(folder, options, must_match=out is not None)
+    key = data_key(options)
+    folder = Path(out).absolute() if out else cache_folder()/key
+    make_or_find(folder, options, key, must_match=out is not None)
     return folder
 
 # %% ../nbs/05_dataset.ipynb #07042bcb
@@ -122,12 +125,13 @@ def prepare(
 class PrepareCommand:
     "Options of `prepare`."
     source: str | None = option(None, f'storybook, {", ".join(HUB)}, or a path',
-                                positional=True)
+                                positional=True, min_length=1)
     out: str | None = option(
         None, 'the folder to make; go on with the same command if it was cut off',
         min_length=1)
     tokenizer: str | None = option(
-        None, 'a folder with the tokenizer to use (default: train one on the source)')
+        None, 'a folder with the tokenizer to use (default: train one on the source)',
+        min_length=1)
     vocab_size: int | None = option(None, 'of the tokenizer to train (default: 16,384)')
     without: str | None = option(
         None, f'cleaning rules to turn off, with commas between: {", ".join(RULES)}')
@@ -139,7 +143,7 @@ class PrepareCommand:
 @checked
 class CardCommand:
     "Options of `card`."
-    folder: str | None = option(None, 'a prepared folder', positional=True)
+    folder: str | None = option(None, 'a prepared folder', positional=True, min_length=1)
 
 # %% ../nbs/05_dataset.ipynb #f20f05c0
 def run_prepare(
@@ -149,13 +153,13 @@ def run_prepare(
     if options.source is None or options.out is None:
         raise ValueError('prepare was not given both a source and --out; expected: '
                          'python -m piny.dataset prepare SOURCE --out FOLDER')
-    if options.tokenizer and options.vocab_size:
+    if options.tokenizer and options.vocab_size is not None:
         raise ValueError('--tokenizer and --vocab_size were both given; a given tokenizer '
                          'has its own vocabulary')
     tokenizer = Tokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
     workers = (os.cpu_count() or 1) if options.workers is None else options.workers
     rules = [rule for rule in (options.without or '').split(',') if rule]
-    was_there = Path(options.out).exists()
+    was_there = (Path(options.out)/CARD).is_file()  # then `prepare` says nothing
     prepare(options.source, options.vocab_size, tokenizer, out=options.out, without=rules,
             workers=workers, shard_tokens=options.shard_tokens)
     if was_there:

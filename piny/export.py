@@ -25,13 +25,13 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[att
 
 from .cli import add_fields, checked, option, run_command
 from .decoder import Decoder
-from .files import read_json, write_file
+from .files import write_file
 from .finding_weights import default_checkpoint
 from .fused import arrange_weights, is_plain
 from .gguf_file import GgufType, write_gguf
 from .inside import INSIDE_TEXT, finished_views
 from .model import Piny
-from .model_card import check_push, push_folder, write_model_folder
+from .model_card import check_push, push_folder, read_measures, write_model_folder
 from .pretrained import load_checkpoint
 from .sampling import generate
 from .tokenizer import Tokenizer
@@ -215,6 +215,8 @@ def export_gguf(
 ) -> None:
     "Write one file for llama.cpp."
     path = options.place
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; name a file, such as {path/"model.gguf"}')
     model, tokenizer = load_checkpoint(options.checkpoint or default_checkpoint())
     write_gguf(model, tokenizer, path, gguf_options.type, path.stem)
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB')
@@ -229,7 +231,7 @@ def export_folder(
     if folder_options.push_to_hub:
         check_push(folder_options.push_to_hub)
     if folder_options.measures:
-        measured = read_json(folder_options.measures)
+        measured = read_measures(folder_options.measures)
     write_model_folder(
         checkpoint, options.place, folder_options.name, folder_options.bfloat16,
         license=folder_options.license, measured=measured)

@@ -19,7 +19,8 @@ def flush_to_disk(
     "Have the operating system put a file's content on the disk now."
     if os.name == 'nt' and path.is_dir():
         return  # Windows opens no folder
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -74,7 +74,7 @@ INPUT_LEVELS = 127 + 2**-30  # a little more, so that no input lies between two 
 
 
 class QuantizedLinear:
-    "`x @ weight.T` with weights and inputs of eight bits (Dettmers et al. 2022, sec. 2.1)."
+    "`x @ weight.T` with weights and inputs of eight bits (Dettmers et al. 2022, sec. 3.1)."
 
     def __init__(
         self,
@@ -288,15 +288,21 @@ def is_plain_block(
     block: Any,
 ) -> bool:
     "Is each part the plain Llama's own, with its weights and no others?"
-    own_parts = all(type(block.get_submodule(name)) is part
-                    for name, part in PLAIN_PARTS.items())
+    if type(block) is not Block:
+        return False
+    parts = dict(block.named_modules())
+    own_parts = all(type(parts.get(name)) is part for name, part in PLAIN_PARTS.items())
+    own_matrices = all(type(parts.get(name.removesuffix('.weight'))) is nn.Linear
+                       for name in PLAIN_WEIGHTS if '_proj' in name)
     weights = {name for name, _ in block.named_parameters()}
-    return type(block) is Block and own_parts and weights == PLAIN_WEIGHTS
+    return own_parts and own_matrices and weights == PLAIN_WEIGHTS
 
 
 def is_plain(
     model: Piny,
 ) -> bool:
     "Is this a plain Llama, in each part?"
-    own_parts = type(model) is Piny and type(model.norm) is RMSNorm
+    own_tables = (type(model.embed_tokens) is nn.Embedding
+                  and type(model.lm_head) in (nn.Linear, type(None)))
+    own_parts = type(model) is Piny and type(model.norm) is RMSNorm and own_tables
     return own_parts and all(is_plain_block(layer) for layer in model.layers)

@@ -154,6 +154,6 @@ def finished_views(
     layer, head = strongest_head(records)
     bits = surprise_bits(records[-1].logits[:, :len(vocabulary)], ids)
     return dict(
-        surprise=surprise_html(pieces, bits, len(text.encode())),
+        surprise=surprise_html(pieces, bits, len(tokenizer.decode(ids).encode())),
         attention=attention_html(pieces, records[layer].attention[head]),
         layers=layers_html(pieces, vocabulary, records), layer=layer, head=head)

@@ -134,5 +134,5 @@ def plot_runs(
         ax.legend(fontsize='small')
     if out:
         with replacing(out) as unfinished:
-            figure.savefig(unfinished)
+            figure.savefig(unfinished, format=unfinished.suffix[1:] or 'png')
     return figure

@@ -98,7 +98,7 @@ def training_text(
     for story in raw_stories(source, 'train', revision):
         n_read += 1
         touched.update(clean(story, without)[1])
-    raise nothing_left(source, n_read, touched)
+    raise nothing_left(source, n_read, touched, without)
 
 # %% ../nbs/04d_preparation.ipynb #9e1d773b
 def begin_or_go_on(
@@ -165,7 +165,10 @@ def write_splits(
         held_out = writer.seen
     train = splits['train']
     if not train['stories']:
-        raise nothing_left(options.source, train['read'], train['touched'])
+        raise nothing_left(options.source, train['read'], train['touched'], options.without)
+    if not splits['validation']['stories']:
+        raise ValueError(f'{options.source} has no story left for validation; give it more '
+                         'stories, or some in a file with valid in its name')
     return dict(train=train, validation=splits['validation'])
 
 # %% ../nbs/04d_preparation.ipynb #74f05b66

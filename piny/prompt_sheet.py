@@ -47,7 +47,8 @@ def word_probabilities(
 ) -> list[float]:  # a probability for each word
     "How likely each word is to come next; a longer word that begins with it counts, too."
     begin = len(tokenizer.encode(prompt, bos=True))
-    rows = [tokenizer.encode(f'{prompt} {word}', bos=True) for word in following]
+    texts = [f'{prompt} {word}' if prompt else word for word in following]
+    rows = [tokenizer.encode(text, bos=True) for text in texts]
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row) for row in rows], batch_first=True)
     ids = ids.to(model.embed_tokens.weight.device)

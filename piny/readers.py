@@ -42,17 +42,19 @@ def text_stories(
     path: Path,  # its name, for messages
     block: int = 1 << 20,  # bytes read at a time
 ) -> Iterator[str]:  # the stories between the separators
-    "Read the stories of a text file, separated by `<|endoftext|>`."
+    "Read the stories of a text file; a mark at its beginning or end makes no story."
     separator = SEPARATOR.encode()
     unfinished = b''
     offset = 0
     while chunk := file.read(block):
         *stories, unfinished = (unfinished + chunk).split(separator)
         for story in stories:
-            yield decode_utf8(story, path, offset)
+            if offset or story.strip():
+                yield decode_utf8(story, path, offset)
             offset += len(story) + len(separator)
         block = max(block, len(unfinished))  # a very long story is not searched many times
-    yield decode_utf8(unfinished, path, offset)
+    if unfinished.strip():
+        yield decode_utf8(unfinished, path, offset)
 
 # %% ../nbs/02b_readers.ipynb #4a18e4d2
 STORY_KEYS = 'text', 'story'

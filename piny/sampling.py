@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_decoder', 'finish_sequences', 'generate', 'count_held_back', 'stream_ids', 'stream_sequence', 'stream',
-           'SamplingOptions', 'clean_prompt', 'read_prompt', 'tell_one', 'tell_on_request', 'tell_many',
-           'print_stories', 'tell', 'compile_in_background', 'main']
+           'SamplingOptions', 'clean_prompt', 'decode_prompt', 'read_prompt', 'tell_one', 'tell_on_request',
+           'tell_many', 'print_stories', 'tell', 'compile_in_background', 'main']
 
 # %% ../nbs/18_sampling.ipynb #bd10e7f4
 import contextlib
@@ -164,22 +164,29 @@ def clean_prompt(
     return '\n'.join(lines).rstrip('\n')
 
 
+def decode_prompt(
+    data: bytes,  # of a file or a pipe
+    source: str,  # what it is, for the message
+) -> str:
+    "A prompt from bytes; a ValueError where they are no text in UTF-8."
+    try:
+        return clean_prompt(data.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f'{source} is no text in UTF-8; save it as such') from None
+
+
 def read_prompt(
     options: SamplingOptions,
 ) -> str | None:  # None: at a terminal, where prompts are asked for
     "The prompt, from wherever it comes."
     if options.file:
-        try:
-            return clean_prompt(Path(options.file).read_text(encoding='utf-8'))
-        except UnicodeDecodeError:
-            sentence = f'{options.file} is no text in UTF-8; save it as such'
-            raise ValueError(sentence) from None
+        return decode_prompt(Path(options.file).read_bytes(), options.file)
     if options.prompt is not None:
         return options.prompt
     if sys.stdin is not None and sys.stdin.isatty():
         return None
-    text = sys.stdin.read() if sys.stdin else ''  # a program may be started without it
-    return clean_prompt(text) or 'Once upon a time'
+    data = sys.stdin.buffer.read() if sys.stdin else b''  # it may have been left out
+    return decode_prompt(data, 'Standard input') or 'Once upon a time'
 
 # %% ../nbs/18_sampling.ipynb #abdbe16a
 def tell_one(

@@ -21,7 +21,7 @@ from .files import write_file
 from .tokenizer import Tokenizer
 
 # %% ../nbs/04b_shards.ipynb #76a098e0
-SHARD_FORMAT = 2  # a changed cleaning rule asks for a new format, too
+SHARD_FORMAT = 2  # raise it when the layout of a shard changes
 HEADER = 1024  # bytes
 
 

@@ -154,6 +154,7 @@ def check_pieces(
         'it has not all 256 bytes': trainer.byte_fallback and n_pieces[kind.BYTE] == 256,
         'it changes the text': keeps_text,
         'its first pieces are not <unk>, <s> and </s>': first_names == SPECIAL_PIECES,
+        'it has more than 65,536 pieces (an id has 16 bits)': len(model.pieces) <= 2**16,
         'it has more special pieces': n_special == 3 and not n_pieces[kind.USER_DEFINED],
     }
     faults = [fault for fault, passed in checks.items() if not passed]

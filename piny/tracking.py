@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any, Callable, Collection, Iterator
 
@@ -25,11 +26,14 @@ from .metrics import plot_runs, read_metrics, read_samples, trim_metrics, write_
 
 # %% ../nbs/24_tracking.ipynb #eac76d09
 def has_wandb_key() -> bool:
-    "Does this machine know a key of W&B's?"
+    "Does this machine know a key of W&B's server, or of the one that is used instead?"
     if os.environ.get('WANDB_API_KEY'):
         return True
+    server = os.environ.get('WANDB_BASE_URL') or 'https://api.wandb.ai'
+    host = urllib.parse.urlsplit(server).hostname or server
     try:
-        return netrc.netrc().authenticators('api.wandb.ai') is not None
+        keys = netrc.netrc(os.environ.get('NETRC'))
+        return keys.authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -57,6 +61,8 @@ def start_wandb(
         return None
     try:
         import wandb
+        if mode == 'online' and not has_wandb_key():  # it might ask for one
+            mode = 'online' if wandb.login(prompt=False, verify=False) else 'offline'
         settings = wandb.Settings(silent=True, console='off', init_timeout=20,
                                   finish_timeout=60, finish_timeout_raises=True)
         wandb_run = wandb.init(project='piny', name=run.resolve().name, id=run_id,

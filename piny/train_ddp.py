@@ -126,8 +126,9 @@ def elastic_config(
     wishes = {name: value for name, value in wishes.items() if name in known}  # older torch
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=nproc_per_node, run_id=uuid.uuid4().hex,
-        rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=max_restarts,
-        monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=str(log_dir)), **wishes)
+        rdzv_backend='c10d', rdzv_endpoint='localhost:0', local_addr='localhost',
+        max_restarts=max_restarts, monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=str(log_dir)), **wishes)
 
 # %% ../nbs/27_train_ddp.ipynb #51d63d3b
 @contextlib.contextmanager

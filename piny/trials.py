@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SET_BY_SEARCH', 'CHECKS', 'parse_values', 'parse_space', 'is_range', 'default_space', 'SearchPlan', 'make_plan',
            'trial_config', 'check_plan', 'describe_settings', 'import_optuna', 'suggest_value', 'bits_per_byte',
-           'ValidationReporter', 'wandb_group', 'run_name', 'trial_lock', 'run_trial', 'requeue_trials',
+           'ValidationReporter', 'wandb_group', 'run_name', 'trial_lock', 'run_trial', 'is_cut_off', 'requeue_trials',
            'train_command']
 
 # %% ../nbs/28_trials.ipynb #18db5ddf
@@ -21,8 +21,8 @@ from typing import Any, Callable, Iterator
 
 import filelock
 
-from .cli import checked, field_options, import_extra, option, say, yes_or_no
-from .config import PRESETS, TrainConfig, make_config
+from .cli import checked, field_options, import_extra, option, say, true_or_false
+from .config import PRESETS, TrainConfig, make_config, split_batch
 from .dataset import prepare
 from .finding_weights import find_checkpoint
 from .metrics import read_metrics
@@ -61,7 +61,7 @@ def parse_space(
             raise ValueError(
                 f"{name!r} can't be searched; give a field of TrainConfig or ModelConfig "
                 'and its values, as in learning_rate=1e-4..1e-2')
-        kind = options[name].get('type', yes_or_no)
+        kind = options[name].get('type', true_or_false)
         try:
             values = parse_values(words, kind)
         except ValueError:
@@ -129,6 +129,7 @@ def trial_config(
     fields = {**plan.fields, **settings}
     no_steps_yet = dict(max_steps=1, decay_steps=1)
     config = make_config(plan.preset, **fields | no_steps_yet)
+    split_batch(config, n_processes=1, most=1)  # refuses a step that is no whole windows
     tokens_per_step = config.tokens_per_step
     steps = plan.tokens // tokens_per_step
     if steps < CHECKS:
@@ -198,8 +199,13 @@ def bits_per_byte(
 class ValidationReporter:
     "Report the validations of a trial's run, and end it where it is given up."
 
-    def __init__(self, trial: 'optuna.Trial'):
+    def __init__(
+        self,
+        trial: 'optuna.Trial',
+        n_validations: int = CHECKS,  # of the whole trial
+    ):
         self.trial = trial
+        self.n_validations = n_validations
         self.n_reported = 0
 
     def __call__(
@@ -212,7 +218,7 @@ class ValidationReporter:
         for place in range(self.n_reported, len(values)):
             self.trial.report(values[place], place)
         self.n_reported = len(values)
-        if len(values) < CHECKS and self.trial.should_prune():
+        if len(values) < self.n_validations and self.trial.should_prune():
             raise optuna.TrialPruned
 
 # %% ../nbs/28_trials.ipynb #725b18af
@@ -256,9 +262,9 @@ def run_trial(
     "Train once, or go on with a run that was cut off, and report each validation."
     import optuna
     run = out/run_name(trial)
-    settings = {name: suggest_value(trial, name, values)
-                for name, values in plan.space.items()}
     with trial_lock(out, run.name):
+        settings = {name: suggest_value(trial, name, values)
+                    for name, values in plan.space.items()}
         try:
             config, start = trial_config(plan, settings, run), None
         except ValueError as error:  # between the ends of ranges, something does not fit
@@ -266,9 +272,11 @@ def run_trial(
             raise optuna.TrialPruned from None
         if (run/'run.json').is_file():
             config, start = resume_config(run)
+        n_validations = math.ceil(config.max_steps / config.eval_every)
+        reporter = ValidationReporter(trial, n_validations)
         try:
             with wandb_group(out.resolve().name), contextlib.redirect_stdout(io.StringIO()):
-                train(config, start, watch=ValidationReporter(trial))
+                train(config, start, watch=reporter)
         except ValueError as error:
             if not (run/'metrics.jsonl').is_file():
                 raise  # data or disk: the next trial would not begin either
@@ -277,24 +285,35 @@ def run_trial(
     return bits_per_byte(run)[-1]
 
 # %% ../nbs/28_trials.ipynb #a13a550e
+def is_cut_off(
+    study: 'optuna.Study',
+    number: int,  # of a trial
+) -> bool:
+    "Did a trial begin and not end, and does no later one go on with its run?"
+    from optuna.trial import TrialState
+    trials = study.get_trials(deepcopy=False)
+    trial, later = trials[number], trials[number + 1:]
+    unfinished = trial.state in (TrialState.RUNNING, TrialState.FAIL)
+    taken_up = run_name(trial) in map(run_name, later)
+    return unfinished and bool(trial.params) and not taken_up
+
+
 def requeue_trials(
     study: 'optuna.Study',
     out: Path,  # the search folder
 ) -> None:
     "Put trials that were cut off back in the queue."
     from optuna.trial import TrialState
-    trials = study.get_trials()
-    names = [run_name(trial) for trial in trials]
-    for trial, name in zip(trials, names):
-        cut_off = trial.state in (TrialState.RUNNING, TrialState.FAIL)
-        taken_up = name in names[trial.number + 1:]
-        if not cut_off or taken_up or not trial.params:
+    for number, trial in enumerate(study.get_trials()):
+        if not is_cut_off(study, number):
             continue
         try:
-            with trial_lock(out, name, timeout=0):
-                if trial.state == TrialState.RUNNING:
-                    study.tell(trial.number, state=TrialState.FAIL)
-                study.enqueue_trial(trial.params, user_attrs=dict(run=name))
+            with trial_lock(out, run_name(trial), timeout=0):
+                if not is_cut_off(study, number):
+                    continue  # another process was first
+                if study.get_trials(deepcopy=False)[number].state == TrialState.RUNNING:
+                    study.tell(number, state=TrialState.FAIL)
+                study.enqueue_trial(trial.params, user_attrs=dict(run=run_name(trial)))
         except filelock.Timeout:
             continue  # another process is at it
 

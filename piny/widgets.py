@@ -173,7 +173,12 @@ class Storyteller(Panel):
         self.status, self.paper = widgets.HTML('Ready.'), widgets.HTML()
         self.history = StoryHistory()
         self.stop_request = threading.Event()  # one for each story
-        self.load_model(self.folder.value)
+        try:
+            self.load_model(self.folder.value)
+        except (OSError, ValueError) as error:
+            if checkpoint is not None:
+                raise
+            self.status.value = error_html(error)  # another may be chosen in the menu
         super().__init__(self.arrange())
 
     def arrange(self) -> list[widgets.Widget]:  # from top to bottom

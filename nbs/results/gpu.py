@@ -510,7 +510,8 @@ def measure(options, sizes, path):
         for n, name in enumerate(names):
             left = end - time.monotonic()
             if left < 15:  # what an earlier call has measured stays
-                result['rows'].setdefault(name, dict(measured=[], failed='no time was left'))
+                unmeasured = dict(measured=[], failed='no time was left')
+                result['rows'].setdefault(name, unmeasured)
                 continue
             row = result['rows'][name] = dict(measured=[])
 
