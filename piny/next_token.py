@@ -110,16 +110,13 @@ def sample_tokens(
     if temperature == 0:
         return logits.argmax(-1)
     filters: dict[str, Any] = dict(top_k=top_k, top_p=top_p, min_p=min_p)
-    scores = logits / temperature
-    log_sums = scores.logsumexp(-1, keepdim=True)
     among = top_k or 256
     if among < logits.shape[-1] and any(value is not None for value in filters.values()):
-        probs, ids = sorted_probs(scores, log_sums, among)
-        probs = apply_filters(probs, **filters)
+        probs, ids = filtered_probs(logits, temperature, **filters, among=among)
         if top_k or not (probs[:, -1] > 0).any():  # the cut is somewhere among them
             return draw(probs, ids, uniform)
-    probs, ids = sorted_probs(scores, log_sums)
-    return draw(apply_filters(probs, **filters), ids, uniform)
+    probs, ids = filtered_probs(logits, temperature, **filters)
+    return draw(probs, ids, uniform)
 
 # %% ../nbs/16_next_token.ipynb #2007b2fd
 def apply_repetition_penalty(
