@@ -25,12 +25,6 @@ class AttentionRecorder:
     "Causal attention that keeps its weights; Vaswani et al. 2017, section 3.2.1."
     weights: torch.Tensor  # (B, H, T, T), from each token (row) to those up to it (column)
 
-    def __init__(
-        self,
-        scale: float | None = None,  # of scores; None: 1/sqrt(head_dim)
-    ):
-        self.scale = scale
-
     def __call__(
         self,
         q: torch.Tensor,  # rotated queries (B, H, T, head_dim)
@@ -39,8 +33,7 @@ class AttentionRecorder:
     ) -> torch.Tensor:  # (B, H, T, head_dim)
         "Attend, and keep the weights."
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        scale = 1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
-        scores = scale * (q @ k.transpose(2, 3))
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         future = torch.ones_like(scores, dtype=torch.bool).triu(1)
         self.weights = scores.masked_fill(future, -math.inf).softmax(-1)
         return self.weights @ v

@@ -18,8 +18,7 @@ import numba
 import numpy as np
 import torch
 
-from .fused import INPUT_LEVELS, MATRICES
-from .step import Counting, Weights, step
+from .step import MATRICES, Counting, Weights, step
 
 # %% ../nbs/93b_compiled_step.ipynb #b6b619ba
 def new_counting(
@@ -30,7 +29,7 @@ def new_counting(
     "Room and types for products in float, or in whole numbers."
     inputs: np.ndarray = np.empty(size, np.int16 if int8 else dtype)
     accumulator = np.int32(0) if int8 else dtype(0)
-    levels = INPUT_LEVELS if int8 else 0
+    levels = 127 + 2**-30 if int8 else 0  # `INPUT_LEVELS` of the fused blocks
     return Counting(inputs, dtype(levels), accumulator, 1)
 
 # %% ../nbs/93b_compiled_step.ipynb #1739ceac

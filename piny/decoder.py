@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional as F
 
 from piny.fused import (
-    MATRICES,
     PackedLinear,
     QuantizedLinear,
     arrange_weights,
@@ -162,7 +161,7 @@ def step_weights(
     weights: dict[str, torch.Tensor] | None = None,  # of `arrange_weights`, if made already
 ) -> Any:  # the step's `Weights`
     "A model's weights as the step reads them."
-    from piny.step import Weights  # the compiler is loaded where it is used
+    from piny.step import MATRICES, Weights  # the compiler is loaded where it is used
     tensors = dict(weights or arrange_weights(model, int8))
     tensors['rope'] = complex_rope(model, tensors['norm'].dtype)
     for name in MATRICES:
@@ -189,6 +188,7 @@ def move_to_large_pages(
     weights: dict[str, torch.Tensor],  # of `arrange_weights`, on the CPU; changed
 ) -> None:
     "Put the matrices where numpy puts large arrays: in large pages, if there are some."
+    from piny.step import MATRICES
     for name in MATRICES:
         weights[name] = torch.from_numpy(weights[name].numpy().copy())
 

@@ -4,8 +4,8 @@
 
 The run's best checkpoint is rounded to bfloat16, so that a weight takes two bytes, and all
 that is measured is measured on what was rounded. Writes the folder with its model card,
-`quality.json` with the measures, and `piny-mini.json` with a story for each prompt. Where the
-run began from `piny-mini`, the folder tells of the earlier training, too.
+`quality.json` with the measures, and `piny-mini.json` with a story for each prompt. Where
+the run began from `piny-mini`, the folder tells of the earlier training, too.
 """
 import argparse
 import itertools
@@ -67,7 +67,8 @@ def main():
     from piny.model_card import model_card, training_stages, write_model_folder
     best = find_checkpoint(options.run/'checkpoints'/'best')
     training = training_stages(best)
-    lines, stages = earlier_training() if training[0]['init_from'] == 'piny-mini' else ([], [])
+    began_here = training[0]['init_from'] == 'piny-mini'
+    lines, stages = earlier_training() if began_here else ([], [])
     about = dict(name='piny-mini', prompt=PROMPTS[0], license='apache-2.0',
                  datasets=['roneneldan/TinyStories'])
     shutil.rmtree(FOLDER, ignore_errors=True)
