@@ -149,7 +149,7 @@ def record(
     numbers = dict(learning_rate=measurement.learning_rate)
     speed = measure_speed(trainer)
     skipped = not (math.isfinite(train_loss) and math.isfinite(grad_norm))
-    if skipped:  # JSON has no word for what is not a number
+    if skipped:
         numbers |= dict(skipped=trainer.state.skipped + 1)
     else:
         trainer.state.train_loss, trainer.state.skipped_in_a_row = train_loss, 0
