@@ -69,7 +69,7 @@ class Candidate(NamedTuple):
     "A token that may come next."
     token_id: int
     text: str  # what it adds
-    prob: float  # by temperature alone
+    prob: float  # before all cuts
     filtered_prob: float  # after all cuts
     cut_by: str | None  # the setting that leaves nothing of it
 
@@ -83,7 +83,9 @@ def next_candidates(
 ) -> list[Candidate]:
     "List the likeliest next tokens, and what the settings leave of them."
     if settings['repetition_penalty'] != 1:
-        logits = apply_repetition_penalty(logits, ids, settings['repetition_penalty'])
+        said = torch.zeros_like(logits, dtype=torch.bool)
+        said[ids] = True
+        logits = apply_repetition_penalty(logits, said, settings['repetition_penalty'])
     token_ids, probs = probs_after_cuts(logits, settings)
     candidates = []
     for token_id, stages in zip(token_ids[:n].tolist(), probs.T.tolist()):
@@ -157,7 +159,7 @@ class NextToken(Panel):
         try:
             self.ids = encode_in_context(self.model, self.tokenizer, self.prefix.value)
             self.logits = self.model(torch.tensor([self.ids]))[0, -1]
-            self.status.value = ('Grey: the model alone, at this temperature. '
+            self.status.value = ('Grey: before the cuts. '
                                  'Blue: what the settings leave.')
         except ValueError as error:
             self.ids = []
@@ -191,7 +193,7 @@ class NextToken(Panel):
         names = [repr(candidate.text) for candidate in self.candidates]
         probs = [100 * candidate.prob for candidate in self.candidates]
         filtered = [100 * candidate.filtered_prob for candidate in self.candidates]
-        ax.barh(names, probs, color='lightgray', label='the model, at this temperature')
+        ax.barh(names, probs, color='lightgray', label='before the cuts')
         ax.barh(names, filtered, height=0.4, label='what the settings leave')
         ax.invert_yaxis()
         ax.set(xlabel='probability (%)')

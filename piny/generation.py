@@ -25,6 +25,7 @@ class Sequence:
     ids: list[int]  # token ids, the prompt's first
     params: SamplingParams
     n_prompt: int  # tokens of the prompt
+    vocab_size: int  # tokens that the model knows
     text: str = ''  # whole, once it has ended
     finish_reason: str | None = None  # eos, stop, max_new_tokens or context; None: goes on
     n_slides: int = 0  # how often the window slid on
@@ -35,6 +36,8 @@ class Sequence:
 
     def __post_init__(self):
         self.window = list(self.ids)
+        self.said = torch.zeros(self.vocab_size, dtype=torch.bool)  # which tokens it has
+        self.said[self.ids] = True
         self.choice = tuple(self.params.choice.items())
         self.numbers: list[float] = []  # drawn, but not used yet
         self.generator = torch.Generator()
@@ -91,6 +94,7 @@ def append(
     "Add a token to a sequence, and end it where it has to end."
     sequence.ids.append(token)
     sequence.window.append(token)
+    sequence.said[token] = True
     reason, cut = finish_reason(sequence, tokenizer, context, slide), None
     if sequence.params.stop:
         start = len(tokenizer.decode(sequence.ids[:sequence.n_prompt]))
@@ -170,7 +174,7 @@ def new_sequences(
         for j in range(n):
             seed = None if of_prompt.seed is None else of_prompt.seed + j
             of_story = dataclasses.replace(of_prompt, seed=seed)
-            sequences.append(Sequence(list(ids), of_story, len(ids)))
+            sequences.append(Sequence(list(ids), of_story, len(ids), vocab_size))
     return sequences
 
 # %% ../nbs/17b_generation.ipynb #828ee2af
@@ -215,10 +219,12 @@ def choose_tokens(
         raise ValueError(
             "The model's scores are not finite numbers: its weights are damaged, or its "
             'training has diverged; take an earlier checkpoint')
-    if any(sequence.params.repetition_penalty != 1 for sequence in sequences):
-        logits = torch.stack([
-            apply_repetition_penalty(row, sequence.ids, sequence.params.repetition_penalty)
-            for row, sequence in zip(logits, sequences)])
+    penalties = [sequence.params.repetition_penalty for sequence in sequences]
+    if set(penalties) != {1}:
+        said = torch.stack([sequence.said for sequence in sequences])
+        said = said[:, :logits.shape[1]].to(logits.device)
+        penalty = torch.tensor(penalties, device=logits.device)[:, None]
+        logits = apply_repetition_penalty(logits, said, penalty)
     numbers = [sequence.next_number() for sequence in sequences]
     uniform = torch.tensor(numbers)  # `draw` takes them to the device
     groups: dict[tuple, list[int]] = {}

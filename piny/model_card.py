@@ -167,7 +167,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained('{name}')
 tokenizer = AutoTokenizer.from_pretrained('{name}')
 prompt = tokenizer('Once upon a time', return_tensors='pt')
-ids = model.generate(**prompt, do_sample=True, max_new_tokens=200)
+ids = model.generate(**prompt, do_sample=True, min_p=0.2, repetition_penalty=1.1,
+                     max_new_tokens=200)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))
 ```
 

@@ -101,10 +101,10 @@ def draw(
 def sample_tokens(
     logits: torch.Tensor,  # of the next token (B, V)
     uniform: torch.Tensor,  # between 0 and 1 (B,)
-    temperature: float = 0.8,  # 0: the likeliest token
+    temperature: float = 1.0,  # 0: the likeliest token
     top_k: int | None = None,  # as in `apply_filters`
-    top_p: float | None = 0.95,  # as in `apply_filters`
-    min_p: float | None = None,  # as in `apply_filters`
+    top_p: float | None = None,  # as in `apply_filters`
+    min_p: float | None = 0.2,  # as in `apply_filters`
 ) -> torch.Tensor:  # token ids (B,)
     "The next token of each row."
     if temperature == 0:
@@ -120,15 +120,14 @@ def sample_tokens(
 
 # %% ../nbs/16_next_token.ipynb #2007b2fd
 def apply_repetition_penalty(
-    logits: torch.Tensor,  # of the next token (V,)
-    ids: list[int],  # the story so far, prompt included
-    penalty: float,  # above 1: less repetition
-) -> torch.Tensor:  # (V,)
-    "Logits with the repetition penalty."
-    said = torch.tensor(sorted(set(ids)), device=logits.device)
-    scores = logits[said]
-    penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
-    return logits.index_copy(0, said, penalized)
+    logits: torch.Tensor,  # of the next token (B, V)
+    said: torch.Tensor,  # True for the tokens of prompt and story so far (B, V)
+    penalty: torch.Tensor | float,  # above 1: less repetition; one, or one a row (B, 1)
+) -> torch.Tensor:  # (B, V)
+    "Logits with the repetition penalty (Keskar et al. 2019, section 4.1)."
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(said, penalized, logits)
+
 
 # %% ../nbs/16_next_token.ipynb #8efe1337
 def as_tuple(
@@ -147,17 +146,17 @@ Strings = Annotated[tuple[Annotated[str, pydantic.Field(min_length=1)], ...],
 @checked_frozen
 class SamplingParams:
     "How a story is told."
-    temperature: float = option(0.8, '0: always the likeliest token', ge=0)
+    temperature: float = option(1.0, '0: always the likeliest token', ge=0)
     top_k: int | None = option(
         None, 'choose among so many of the likeliest tokens (default: all)', ge=1)
     top_p: float | None = option(
-        0.95, 'choose among the likeliest tokens that reach this probability together',
-        ge=1e-20, le=1)
+        None, 'choose among the likeliest tokens that reach this probability together '
+        '(default: all)', ge=1e-20, le=1)
     min_p: float | None = option(
-        None, "choose among tokens with at least this share of the likeliest one's "
-        'probability (default: all)', ge=0, le=1)
+        0.2, "choose among tokens with at least this share of the likeliest one's "
+        'probability; 0: all', ge=0, le=1)
     repetition_penalty: float = option(
-        1.0, 'above 1: less of what was said before', ge=1e-3, le=1e3)
+        1.1, 'above 1: less of what was said before; 1: off', ge=1e-3, le=1e3)
     max_new_tokens: int | None = option(
         None, 'stop after so many (default: where the story ends, or the context)', ge=1)
     stop: Strings = option((), 'strings that end a story; they are left out')

@@ -58,8 +58,9 @@ def param_sliders() -> dict[str, widgets.Widget]:  # by the names of `SamplingPa
         temperature=make_slider('Temperature', params.temperature, 0, 2, step=0.05),
         top_k=make_slider('Top-k (0: all)', 0, 0, 200),
         top_p=make_slider('Top-p', params.top_p or 1, 0.05, 1, step=0.05),
-        min_p=make_slider('Min-p', 0, 0, 0.5, step=0.01),
-        repetition_penalty=make_slider('Repetition penalty', 1, 1, 2, step=0.05))
+        min_p=make_slider('Min-p', params.min_p or 0, 0, 0.5, step=0.01),
+        repetition_penalty=make_slider(
+            'Repetition penalty', params.repetition_penalty, 1, 2, step=0.05))
 
 
 def slider_values(

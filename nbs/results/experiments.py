@@ -136,7 +136,7 @@ def mini(question, recipe, tokens=8_000_000, seeds=(0, 1), **changes):
 
 
 AT_MINI = {
-    'mini-card': mini("The card's recipe", CARD, seeds=(0,)),
+    'mini-card': mini("The card's recipe", CARD),
     'mini-card-2e-3': mini("The card's recipe at the best rate of the search", CARD,
                            learning_rate=2e-3),
     'mini-tuned': mini('The tuned recipe', TUNED),
@@ -204,16 +204,32 @@ SHAPES = {  # width, width inside, layers, heads, key and value heads
     '7.1M': (320, 864, 6, 10, 2),
 }
 SHAPE_FIELDS = ('dim', 'hidden_dim', 'n_layers', 'n_heads', 'n_kv_heads')
-SIZES = {
-    f'size-{name}-{millions}M': Experiment(
-        'How does the loss fall with parameters and tokens?',
-        dict(TUNED, vocab_size=2048, dtype='bfloat16', **dict(zip(SHAPE_FIELDS, shape))),
-        tokens=round(millions * 1e6))
-    for millions in (0.5, 1, 2, 4) for name, shape in SHAPES.items()
-}
+
+
+def sized(size, millions, **changes):
+    "The tuned recipe at one of the five sizes, with 2,048 pieces."
+    fields = dict(TUNED, vocab_size=2048, dtype='bfloat16',
+                  **dict(zip(SHAPE_FIELDS, SHAPES[size])))
+    return Experiment('How does the loss fall with parameters and tokens?',
+                      fields | changes, tokens=round(millions * 1e6))
+
+
+SIZES = {f'size-{size}-{millions}M': sized(size, millions)
+         for millions in (0.5, 1, 2, 4) for size in SHAPES}
+
+# Other rates than the search's 12e-3, for a million tokens of each size; and the sizes for
+# which another one was the best of them, with that one.
+TRIED = {'0.4M': ('24e-3', '6e-3'), '0.8M': ('24e-3', '6e-3'), '1.7M': ('6e-3', '3e-3'),
+         '3.6M': ('6e-3', '3e-3'), '7.1M': ('6e-3', '3e-3', '1.5e-3')}
+BEST = {'1.7M': '6e-3', '3.6M': '6e-3', '7.1M': '3e-3'}
+RATES = {f'size-{size}-rate-{rate}': sized(size, 1, learning_rate=float(rate))
+         for size, rates in TRIED.items() for rate in rates}
+RATES |= {f'size-{size}-{millions}M-rate-{rate}': sized(size, millions,
+                                                        learning_rate=float(rate))
+          for size, rate in BEST.items() for millions in (0.5, 2, 4)}
 
 GROUPS = dict(search=SEARCH, ablations=ABLATIONS, mini=AT_MINI, passes=PASSES,
-              full=AT_FULL, sizes=SIZES)
+              full=AT_FULL, sizes=SIZES, rates=RATES)
 ALL = {name: one for group in GROUPS.values() for name, one in group.items()}
 
 

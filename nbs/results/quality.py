@@ -7,7 +7,6 @@ held-out one.
 """
 import argparse
 import json
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,11 +20,9 @@ def measure(checkpoint, data, n):
     from piny.pretrained import load_checkpoint
 
     model, tokenizer = load_checkpoint(checkpoint)
-    start = time.perf_counter()
     loss = evaluate(model, tokenizer, read_stories(data, 'validation'), progress=True)
-    seconds = time.perf_counter() - start
     everything = 1_000_000  # stories to search for copies
-    result = dict(parameters=model.num_parameters(), loss=loss, seconds=seconds,
+    result = dict(parameters=model.num_parameters(), loss=loss,
                   **measure_model(model, tokenizer, data, n, train_stories=everything))
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (HERE/'quality.json').write_text(text + '\n')

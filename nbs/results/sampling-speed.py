@@ -126,7 +126,8 @@ def piny(kind, batch, folder):
     decoder = Decoder(card(), int8=kind == 'int8')
 
     def run(new):
-        params = SamplingParams(temperature=0, max_new_tokens=new)
+        params = SamplingParams(temperature=0, repetition_penalty=1,
+                                max_new_tokens=new)
         sequences = [Sequence(ids=prompt(i), params=params, n_prompt=PROMPT)
                      for i in range(batch)]
         for _ in generate_steps(decoder, Words, sequences, alternatives=None):

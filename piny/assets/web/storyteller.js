@@ -6,11 +6,11 @@
 (() => {
   const base = document.currentScript.src;  // the other files stand beside this one
   const FIELDS = [  // name, label, default, least, most, step
-    ['temperature', 'Temperature', 0.8, 0, 2, 0.05],
+    ['temperature', 'Temperature', 1, 0, 2, 0.05],
     ['top_k', 'Top-k (0: all)', 0, 0, 4096, 1],
-    ['top_p', 'Top-p', 0.95, 0.05, 1, 0.05],
-    ['min_p', 'Min-p', 0, 0, 1, 0.01],
-    ['repetition_penalty', 'Repetition penalty', 1, 1, 2, 0.05],
+    ['top_p', 'Top-p', 1, 0.05, 1, 0.05],
+    ['min_p', 'Min-p', 0.2, 0, 1, 0.01],
+    ['repetition_penalty', 'Repetition penalty', 1.1, 1, 2, 0.05],
     ['max_new_tokens', 'Tokens (0: all)', 0, 0, 4096, 1],
     ['seed', 'Seed', 7, 0, 2 ** 32 - 1, 1],
   ];
@@ -51,7 +51,7 @@
       <section class="pt-story" aria-label="Story" tabindex="0"></section>
       <section class="pt-next" aria-labelledby="${id}-next">
         <h3 id="${id}-next">What may come next</h3>
-        <p class="pt-note">Pale: the model at this temperature. Strong: what the settings
+        <p class="pt-note">Pale: before the cuts (top-k, top-p, min-p). Strong: what they
           leave. Press a token to take it.</p>
         <ol></ol>
       </section>

@@ -1,0 +1,151 @@
+"""Which settings of sampling tell the best stories? Readers mark them without knowing.
+
+    python nbs/results/settings.py tell --work FOLDER
+    python nbs/results/settings.py gather --work FOLDER --data STORIES
+
+`tell` has the built-in weights tell stories in five rounds, some ten minutes on two cores.
+FOLDER/ROUND/sheet-N.txt holds the stories of some beginnings by all settings of the round,
+shuffled; how to mark them stands at its top. A reader writes FOLDER/ROUND/marks-N.json.
+`gather` puts all marks into `settings.json`, and what of each story stands in the training
+stories, in runs of eight words or more.
+"""
+import argparse
+import json
+import random
+import runpy
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+KINDS = 'grammar', 'sense', 'joy'
+N_SHEETS = 7
+
+# What the library's defaults were, and what each round compares with them.
+BEFORE = dict(temperature=0.8, top_p=0.95, min_p=None, repetition_penalty=1.0)
+
+
+def changed(temperature=0.8, min_p=None, penalty=1.0, of=1):
+    "Settings; with a min-p there is no top-p. `of`: tell so many, and take the likeliest."
+    top_p = BEFORE['top_p'] if min_p is None else None
+    return dict(temperature=temperature, top_p=top_p, min_p=min_p,
+                repetition_penalty=penalty, of=of)
+
+
+EVEN, ODD, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
+ROUNDS = [  # which of the beginnings, seeds, settings
+    (EVEN, (100, 200), [changed(), changed(0.6), changed(0.4), changed(min_p=0.1),
+                        changed(of=8)]),
+    (ODD, (300, 400), [changed(), changed(min_p=0.1), changed(min_p=0.2),
+                       changed(0.6, 0.1), changed(1.0, 0.2), changed(0.5)]),
+    (ALL, (500,), [changed(), changed(1.0, 0.2), changed(1.0, 0.3), changed(1.2, 0.2),
+                   changed(1.2, 0.3), changed(1.0, 0.1)]),
+    (ALL, (600,), [changed(), changed(1.0, 0.3), changed(1.0, 0.3, 1.05),
+                   changed(1.0, 0.3, 1.1), changed(1.0, 0.4), changed(1.0, 0.2, 1.1)]),
+    (ALL, (700,), [changed(), changed(1.0, 0.2, 1.1), changed(penalty=1.1),
+                   changed(1.0, 0.2, 1.2), changed(1.0, 0.1, 1.1),
+                   changed(0.8, 0.2, 1.1)]),
+]
+TASK = '''Stories for children, written by machines. Each begins with a line "=== NUMBER"
+and the beginning that the machine was given. Read every story, in order, and give it three
+marks from 0 to 4; be strict and even, and use the whole range:
+- grammar: 4 nothing worth a red pen (no wrong words, no made-up words, no broken sentences),
+  2 some faults, 0 hardly readable.
+- sense: 4 events follow from one another, fit the beginning, and the end fits; 2 one can
+  follow it but some things come from nowhere; 0 cannot be followed.
+- joy: 4 a child would like to hear this story; it has something happening, is not a mere
+  repetition of the same sentence, and comes to an end; 0 nobody would.
+Many stories go on from the same beginning; compare those with one another. The result is a
+JSON list of objects {"k": NUMBER, "grammar": G, "sense": S, "joy": Y}.
+
+'''
+
+
+def repetition(story):
+    "The share of runs of four words that came before in the same story."
+    words = story.lower().split()
+    runs = [tuple(words[i:i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def tell_all(model, tokenizer, prompts, seed, settings):
+    "A story for each beginning: its text, and why it ended."
+    from piny.decoder import Decoder
+    from piny.sampling import generate
+    params = {name: value for name, value in settings.items() if name != 'of'}
+    told = generate(Decoder(model), tokenizer, prompts, n=settings['of'], details=True,
+                    seed=seed if settings['of'] == 1 else seed + 1000, **params)
+    best = []
+    for start in range(0, len(told), settings['of']):
+        candidates = told[start:start + settings['of']]
+        best.append(max(candidates, key=lambda s: sum(s.log_probs) / len(s.log_probs)))
+    return [(sequence.text, sequence.finish_reason) for sequence in best]
+
+
+def tell(work):
+    "Tell all rounds, and write sheets for readers and a key to each round."
+    from piny.prompt_sheet import read_prompt_sheet
+    from piny.pretrained import load_checkpoint
+    model, tokenizer = load_checkpoint('piny-mini')
+    own = runpy.run_path(str(HERE/'piny-mini.py'))['PROMPTS']
+    beginnings = own + [question.prompt for question in read_prompt_sheet()]
+    for number, (which, seeds, all_settings) in enumerate(ROUNDS, 1):
+        folder, rows = work/str(number), []
+        folder.mkdir(parents=True, exist_ok=True)
+        prompts = beginnings[which]
+        for settings in all_settings:
+            for seed in seeds:
+                told = tell_all(model, tokenizer, prompts, seed, settings)
+                for i, (text, ended) in enumerate(told):
+                    rows.append(dict(settings=settings, prompt=prompts[i], seed=seed,
+                                     sheet=i * N_SHEETS // len(prompts), text=text,
+                                     ended=ended))
+        random.Random(number).shuffle(rows)
+        sheets = [[] for _ in range(N_SHEETS)]
+        for row in rows:
+            row['k'] = len(sheets[row['sheet']])
+            sheets[row['sheet']].append(
+                f'=== {row["k"]}\n[beginning: {row["prompt"]}]\n{row["text"]}\n')
+        for i, lines in enumerate(sheets):
+            (folder/f'sheet-{i}.txt').write_text(TASK + '\n'.join(lines))
+        (folder/'key.json').write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def gather(work, data):
+    "Put the marks of all rounds into one file: a line for each story, by round, settings."
+    from piny.dataset import read_stories
+    from piny.measures import CopyDetector
+    detector, groups = CopyDetector(list(read_stories(data, 'train'))), []
+    for number, (_, _, all_settings) in enumerate(ROUNDS, 1):
+        folder, marks = work/str(number), {}
+        for i in range(N_SHEETS):
+            for mark in json.loads((folder/f'marks-{i}.json').read_text()):
+                marks[i, mark['k']] = [mark[kind] for kind in KINDS]
+        key = json.loads((folder/'key.json').read_text())
+        for settings in all_settings:
+            rows = [[row['prompt'], row['seed'], row['ended'],
+                     round(repetition(row['text']), 4),
+                     round(detector.copied(row['text']).share, 4),
+                     *marks[row['sheet'], row['k']]]
+                    for row in key if row['settings'] == settings]
+            lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in sorted(rows))
+            head = json.dumps(dict(round=number, settings=settings))
+            groups.append(f'{head[:-1]}, "stories": [\n{lines}]}}')
+    (HERE/'settings.json').write_text('[' + ',\n'.join(groups) + ']\n')
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=('tell', 'gather'))
+    parser.add_argument('--work', required=True, type=Path, help='folder of the sheets')
+    parser.add_argument('--data', help='folder of stories, for gather')
+    options = parser.parse_args()
+    if options.what == 'tell':
+        tell(options.work)
+    elif options.data:
+        gather(options.work, options.data)
+    else:
+        parser.error('gather wants the folder of the training stories; give it by --data')
+
+
+if __name__ == '__main__':
+    main()
