@@ -133,7 +133,7 @@ def measures_section(
     return (f'Of the runs of eight words in {model["stories"]:,} told stories, '
             f'{model["copied"]:.1%} stand in {measured["train_stories"]:,} training '
             f'stories ({data["copied"]:.1%} of those in held-out ones); the longest copied '
-            f'run has {model["longest_copy"]} words. {model["ended"]:.0%} of the stories '
+            f'run has {model["longest_copy"]} words. {model["ended"]:.1%} of the stories '
             'end by themselves.\n\n')
 
 # %% ../nbs/30b_model_card.ipynb #72867dbe
