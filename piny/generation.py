@@ -25,7 +25,7 @@ class Sequence:
     ids: list[int]  # token ids, the prompt's first
     params: SamplingParams
     n_prompt: int  # tokens of the prompt
-    vocab_size: int  # tokens that the model knows
+    vocab_size: int  # of the tokenizer
     text: str = ''  # whole, once it has ended
     finish_reason: str | None = None  # eos, stop, max_new_tokens or context; None: goes on
     n_slides: int = 0  # how often the window slid on
@@ -36,7 +36,7 @@ class Sequence:
 
     def __post_init__(self):
         self.window = list(self.ids)
-        self.said = torch.zeros(self.vocab_size, dtype=torch.bool)  # which tokens it has
+        self.said = torch.zeros(self.vocab_size, dtype=torch.bool)  # tokens that it has
         self.said[self.ids] = True
         self.choice = tuple(self.params.choice.items())
         self.numbers: list[float] = []  # drawn, but not used yet
@@ -174,7 +174,8 @@ def new_sequences(
         for j in range(n):
             seed = None if of_prompt.seed is None else of_prompt.seed + j
             of_story = dataclasses.replace(of_prompt, seed=seed)
-            sequences.append(Sequence(list(ids), of_story, len(ids), vocab_size))
+            sequences.append(
+                Sequence(list(ids), of_story, len(ids), tokenizer.vocab_size))
     return sequences
 
 # %% ../nbs/17b_generation.ipynb #828ee2af
@@ -222,9 +223,7 @@ def choose_tokens(
     penalties = [sequence.params.repetition_penalty for sequence in sequences]
     if set(penalties) != {1}:
         said = torch.stack([sequence.said for sequence in sequences])
-        said = said[:, :logits.shape[1]].to(logits.device)
-        penalty = torch.tensor(penalties, device=logits.device)[:, None]
-        logits = apply_repetition_penalty(logits, said, penalty)
+        logits = apply_repetition_penalty(logits, said, torch.tensor(penalties))
     numbers = [sequence.next_number() for sequence in sequences]
     uniform = torch.tensor(numbers)  # `draw` takes them to the device
     groups: dict[tuple, list[int]] = {}

@@ -121,12 +121,15 @@ def sample_tokens(
 # %% ../nbs/16_next_token.ipynb #2007b2fd
 def apply_repetition_penalty(
     logits: torch.Tensor,  # of the next token (B, V)
-    said: torch.Tensor,  # True for the tokens of prompt and story so far (B, V)
-    penalty: torch.Tensor | float,  # above 1: less repetition; one, or one a row (B, 1)
+    said: torch.Tensor,  # True: prompt or story so far has this token; on the CPU (B, V)
+    penalties: torch.Tensor,  # above 1: less repetition; on the CPU (B,)
 ) -> torch.Tensor:  # (B, V)
     "Logits with the repetition penalty (Keskar et al. 2019, section 4.1)."
-    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(said, penalized, logits)
+    rows, tokens = said.nonzero(as_tuple=True)  # some hundred places, of many thousand
+    place = rows.to(logits.device), tokens.to(logits.device)
+    scores, penalty = logits[place], penalties[rows].to(logits)
+    penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits.index_put(place, penalized)
 
 
 # %% ../nbs/16_next_token.ipynb #8efe1337

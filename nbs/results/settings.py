@@ -47,8 +47,8 @@ ROUNDS = [  # which of the beginnings, seeds, settings
 TASK = '''Stories for children, written by machines. Each begins with a line "=== NUMBER"
 and the beginning that the machine was given. Read every story, in order, and give it three
 marks from 0 to 4; be strict and even, and use the whole range:
-- grammar: 4 nothing worth a red pen (no wrong words, no made-up words, no broken sentences),
-  2 some faults, 0 hardly readable.
+- grammar: 4 nothing worth a red pen (no wrong words, no made-up words, no broken
+  sentences), 2 some faults, 0 hardly readable.
 - sense: 4 events follow from one another, fit the beginning, and the end fits; 2 one can
   follow it but some things come from nowhere; 0 cannot be followed.
 - joy: 4 a child would like to hear this story; it has something happening, is not a mere
@@ -80,33 +80,43 @@ def tell_all(model, tokenizer, prompts, seed, settings):
     return [(sequence.text, sequence.finish_reason) for sequence in best]
 
 
+def tell_round(model, tokenizer, beginnings, seeds, all_settings):
+    "Stories by all settings, in the order of settings, seeds and beginnings."
+    rows = []
+    for settings in all_settings:
+        for seed in seeds:
+            told = tell_all(model, tokenizer, beginnings, seed, settings)
+            rows += [dict(settings=settings, prompt=beginnings[i], seed=seed,
+                          sheet=i * N_SHEETS // len(beginnings), text=text, ended=ended)
+                     for i, (text, ended) in enumerate(told)]
+    return rows
+
+
+def write_sheets(folder, rows):
+    "Number the stories of each sheet, and write the sheets and the key to them."
+    sheets = [[] for _ in range(N_SHEETS)]
+    for row in rows:
+        sheet = sheets[row['sheet']]
+        row['k'] = len(sheet)
+        sheet.append(f'=== {row["k"]}\n[beginning: {row["prompt"]}]\n{row["text"]}\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, stories in enumerate(sheets):
+        (folder/f'sheet-{i}.txt').write_text(TASK + '\n'.join(stories), encoding='utf-8')
+    key = json.dumps(rows, indent=1, ensure_ascii=False)
+    (folder/'key.json').write_text(key, encoding='utf-8')
+
+
 def tell(work):
-    "Tell all rounds, and write sheets for readers and a key to each round."
-    from piny.prompt_sheet import read_prompt_sheet
+    "Tell the stories of all rounds, shuffled onto sheets for readers."
     from piny.pretrained import load_checkpoint
+    from piny.prompt_sheet import read_prompt_sheet
     model, tokenizer = load_checkpoint('piny-mini')
     own = runpy.run_path(str(HERE/'piny-mini.py'))['PROMPTS']
     beginnings = own + [question.prompt for question in read_prompt_sheet()]
     for number, (which, seeds, all_settings) in enumerate(ROUNDS, 1):
-        folder, rows = work/str(number), []
-        folder.mkdir(parents=True, exist_ok=True)
-        prompts = beginnings[which]
-        for settings in all_settings:
-            for seed in seeds:
-                told = tell_all(model, tokenizer, prompts, seed, settings)
-                for i, (text, ended) in enumerate(told):
-                    rows.append(dict(settings=settings, prompt=prompts[i], seed=seed,
-                                     sheet=i * N_SHEETS // len(prompts), text=text,
-                                     ended=ended))
+        rows = tell_round(model, tokenizer, beginnings[which], seeds, all_settings)
         random.Random(number).shuffle(rows)
-        sheets = [[] for _ in range(N_SHEETS)]
-        for row in rows:
-            row['k'] = len(sheets[row['sheet']])
-            sheets[row['sheet']].append(
-                f'=== {row["k"]}\n[beginning: {row["prompt"]}]\n{row["text"]}\n')
-        for i, lines in enumerate(sheets):
-            (folder/f'sheet-{i}.txt').write_text(TASK + '\n'.join(lines))
-        (folder/'key.json').write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+        write_sheets(work/str(number), rows)
 
 
 def gather(work, data):
