@@ -83,10 +83,8 @@ def next_candidates(
 ) -> list[Candidate]:
     "List the likeliest next tokens, and what the settings leave of them."
     if settings['repetition_penalty'] != 1:
-        said = torch.zeros(1, len(logits), dtype=torch.bool)
-        said[0, ids] = True
-        penalty = torch.tensor([settings['repetition_penalty']])
-        logits = apply_repetition_penalty(logits[None], said, penalty)[0]
+        penalties = [settings['repetition_penalty']]
+        logits = apply_repetition_penalty(logits[None], [set(ids)], penalties)[0]
     token_ids, probs = probs_after_cuts(logits, settings)
     candidates = []
     for token_id, stages in zip(token_ids[:n].tolist(), probs.T.tolist()):

@@ -25,7 +25,6 @@ class Sequence:
     ids: list[int]  # token ids, the prompt's first
     params: SamplingParams
     n_prompt: int  # tokens of the prompt
-    vocab_size: int  # of the tokenizer
     text: str = ''  # whole, once it has ended
     finish_reason: str | None = None  # eos, stop, max_new_tokens or context; None: goes on
     n_slides: int = 0  # how often the window slid on
@@ -36,8 +35,7 @@ class Sequence:
 
     def __post_init__(self):
         self.window = list(self.ids)
-        self.said = torch.zeros(self.vocab_size, dtype=torch.bool)  # tokens that it has
-        self.said[self.ids] = True
+        self.said = set(self.ids)
         self.choice = tuple(self.params.choice.items())
         self.numbers: list[float] = []  # drawn, but not used yet
         self.generator = torch.Generator()
@@ -94,7 +92,7 @@ def append(
     "Add a token to a sequence, and end it where it has to end."
     sequence.ids.append(token)
     sequence.window.append(token)
-    sequence.said[token] = True
+    sequence.said.add(token)
     reason, cut = finish_reason(sequence, tokenizer, context, slide), None
     if sequence.params.stop:
         start = len(tokenizer.decode(sequence.ids[:sequence.n_prompt]))
@@ -174,8 +172,7 @@ def new_sequences(
         for j in range(n):
             seed = None if of_prompt.seed is None else of_prompt.seed + j
             of_story = dataclasses.replace(of_prompt, seed=seed)
-            sequences.append(
-                Sequence(list(ids), of_story, len(ids), tokenizer.vocab_size))
+            sequences.append(Sequence(list(ids), of_story, len(ids)))
     return sequences
 
 # %% ../nbs/17b_generation.ipynb #828ee2af
@@ -222,8 +219,8 @@ def choose_tokens(
             'training has diverged; take an earlier checkpoint')
     penalties = [sequence.params.repetition_penalty for sequence in sequences]
     if set(penalties) != {1}:
-        said = torch.stack([sequence.said for sequence in sequences])
-        logits = apply_repetition_penalty(logits, said, torch.tensor(penalties))
+        said = [sequence.said for sequence in sequences]
+        logits = apply_repetition_penalty(logits, said, penalties)
     numbers = [sequence.next_number() for sequence in sequences]
     uniform = torch.tensor(numbers)  # `draw` takes them to the device
     groups: dict[tuple, list[int]] = {}

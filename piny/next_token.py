@@ -7,6 +7,7 @@ __all__ = ['Strings', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'apply_filters',
            'sample_tokens', 'apply_repetition_penalty', 'as_tuple', 'SamplingParams']
 
 # %% ../nbs/16_next_token.ipynb #13001ef4
+import itertools
 from typing import Annotated, Any
 
 import pydantic
@@ -121,16 +122,17 @@ def sample_tokens(
 # %% ../nbs/16_next_token.ipynb #2007b2fd
 def apply_repetition_penalty(
     logits: torch.Tensor,  # of the next token (B, V)
-    said: torch.Tensor,  # True: prompt or story so far has this token; on the CPU (B, V)
-    penalties: torch.Tensor,  # above 1: less repetition; on the CPU (B,)
+    said: list[set[int]],  # of each row the tokens of its prompt and story so far
+    penalties: list[float],  # one a row; above 1: less repetition
 ) -> torch.Tensor:  # (B, V)
     "Logits with the repetition penalty (Keskar et al. 2019, section 4.1)."
-    rows, tokens = said.nonzero(as_tuple=True)  # some hundred places, of many thousand
-    place = rows.to(logits.device), tokens.to(logits.device)
-    scores, penalty = logits[place], penalties[rows].to(logits)
+    counts = torch.tensor([len(tokens) for tokens in said])
+    rows = torch.arange(len(said)).repeat_interleave(counts)
+    tokens = torch.tensor(list(itertools.chain.from_iterable(said)))
+    place = rows.to(logits.device), tokens.to(logits.device)  # of all that was said
+    scores, penalty = logits[place], torch.tensor(penalties)[rows].to(logits)
     penalized = torch.where(scores > 0, scores / penalty, scores * penalty)
     return logits.index_put(place, penalized)
-
 
 # %% ../nbs/16_next_token.ipynb #8efe1337
 def as_tuple(
@@ -149,7 +151,7 @@ Strings = Annotated[tuple[Annotated[str, pydantic.Field(min_length=1)], ...],
 @checked_frozen
 class SamplingParams:
     "How a story is told."
-    temperature: float = option(1.0, '0: always the likeliest token', ge=0)
+    temperature: float = option(1.0, '0: the likeliest token after the penalty', ge=0)
     top_k: int | None = option(
         None, 'choose among so many of the likeliest tokens (default: all)', ge=1)
     top_p: float | None = option(

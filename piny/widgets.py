@@ -66,9 +66,11 @@ def param_sliders() -> dict[str, widgets.Widget]:  # by the names of `SamplingPa
 def slider_values(
     sliders: dict[str, widgets.Widget],  # of `param_sliders`
 ) -> dict[str, Any]:  # by the names of `SamplingParams`
-    "Read the sliders; a top-k or min-p of 0 means no limit, for which they have None."
+    "Read the sliders; a filter that stands at what cuts nothing is off: None."
+    off = dict(top_k=0, top_p=1, min_p=0)
     values = {name: slider.value for name, slider in sliders.items()}
-    return {**values, 'top_k': values['top_k'] or None, 'min_p': values['min_p'] or None}
+    return {name: None if value == off.get(name) else value
+            for name, value in values.items()}
 
 # %% ../nbs/29_widgets.ipynb #widg000e
 class ToldStory(NamedTuple):

@@ -6,11 +6,12 @@
 
 Without names the search runs, in its order; a group is named `search`, `ablations` (the
 model with one of its parts exchanged or left out), `mini` (the recipes at `mini`), `full`
-(at the card's own size), `passes` (the same text many times) or `sizes` (how the loss falls
-with parameters and tokens). Each run writes one small file in `nbs/results/experiments/`;
-what has such a file is not run again, and what was cut off goes on from its last checkpoint
-with the settings that it began with. So delete the files of what you change here, and its
-folders NAME-SEED in `--work`. Several commands may share the work: give each its own names.
+(at the card's own size), `passes` (the same text many times), `sizes` (how the loss falls
+with parameters and tokens) or `rates` (which rate suits each of these sizes). Each run
+writes one small file in `nbs/results/experiments/`; what has such a file is not run again,
+and what was cut off goes on from its last checkpoint with the settings that it began with.
+So delete the files of what you change here, and its folders NAME-SEED in `--work`. Several
+commands may share the work: give each its own names.
 """
 import argparse
 import contextlib
@@ -289,6 +290,7 @@ def story_of(experiment, run):
     with varied(experiment.variation):
         model, tokenizer = load_checkpoint(run)
         return generate(model, tokenizer, 'Lily lost her ball. She was sad.', seed=0,
+                        temperature=0.8, top_p=0.95, min_p=None, repetition_penalty=1,
                         max_new_tokens=120)[0]
 
 

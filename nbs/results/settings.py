@@ -5,9 +5,9 @@
 
 `tell` has the built-in weights tell stories in five rounds, some ten minutes on two cores.
 FOLDER/ROUND/sheet-N.txt holds the stories of some beginnings by all settings of the round,
-shuffled; how to mark them stands at its top. A reader writes FOLDER/ROUND/marks-N.json.
-`gather` puts all marks into `settings.json`, and what of each story stands in the training
-stories, in runs of eight words or more.
+shuffled; how to mark them stands at its top. A reader, who is not shown FOLDER/key-
+ROUND.json, writes FOLDER/ROUND/marks-N.json. `gather` puts all marks into `settings.json`,
+and what of each story stands in the training stories, in runs of eight words or more.
 """
 import argparse
 import json
@@ -23,17 +23,16 @@ N_SHEETS = 7
 BEFORE = dict(temperature=0.8, top_p=0.95, min_p=None, repetition_penalty=1.0)
 
 
-def changed(temperature=0.8, min_p=None, penalty=1.0, of=1):
-    "Settings; with a min-p there is no top-p. `of`: tell so many, and take the likeliest."
+def changed(temperature=0.8, min_p=None, penalty=1.0):
+    "Settings; with a min-p there is no top-p."
     top_p = BEFORE['top_p'] if min_p is None else None
     return dict(temperature=temperature, top_p=top_p, min_p=min_p,
-                repetition_penalty=penalty, of=of)
+                repetition_penalty=penalty)
 
 
 EVEN, ODD, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
 ROUNDS = [  # which of the beginnings, seeds, settings
-    (EVEN, (100, 200), [changed(), changed(0.6), changed(0.4), changed(min_p=0.1),
-                        changed(of=8)]),
+    (EVEN, (100, 200), [changed(), changed(0.6), changed(0.4), changed(min_p=0.1)]),
     (ODD, (300, 400), [changed(), changed(min_p=0.1), changed(min_p=0.2),
                        changed(0.6, 0.1), changed(1.0, 0.2), changed(0.5)]),
     (ALL, (500,), [changed(), changed(1.0, 0.2), changed(1.0, 0.3), changed(1.2, 0.2),
@@ -54,7 +53,8 @@ marks from 0 to 4; be strict and even, and use the whole range:
 - joy: 4 a child would like to hear this story; it has something happening, is not a mere
   repetition of the same sentence, and comes to an end; 0 nobody would.
 Many stories go on from the same beginning; compare those with one another. The result is a
-JSON list of objects {"k": NUMBER, "grammar": G, "sense": S, "joy": Y}.
+JSON list of objects {"k": NUMBER, "grammar": G, "sense": S, "joy": Y}; name it as this
+sheet, with marks for sheet and json for txt.
 
 '''
 
@@ -66,34 +66,24 @@ def repetition(story):
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def tell_all(model, tokenizer, prompts, seed, settings):
-    "A story for each beginning: its text, and why it ended."
-    from piny.decoder import Decoder
-    from piny.sampling import generate
-    params = {name: value for name, value in settings.items() if name != 'of'}
-    told = generate(Decoder(model), tokenizer, prompts, n=settings['of'], details=True,
-                    seed=seed if settings['of'] == 1 else seed + 1000, **params)
-    best = []
-    for start in range(0, len(told), settings['of']):
-        candidates = told[start:start + settings['of']]
-        best.append(max(candidates, key=lambda s: sum(s.log_probs) / len(s.log_probs)))
-    return [(sequence.text, sequence.finish_reason) for sequence in best]
-
-
-def tell_round(model, tokenizer, beginnings, seeds, all_settings):
+def tell_round(decoder, tokenizer, beginnings, seeds, all_settings):
     "Stories by all settings, in the order of settings, seeds and beginnings."
+    from piny.sampling import generate
     rows = []
     for settings in all_settings:
         for seed in seeds:
-            told = tell_all(model, tokenizer, beginnings, seed, settings)
+            told = generate(decoder, tokenizer, beginnings, details=True, seed=seed,
+                            **settings)
             rows += [dict(settings=settings, prompt=beginnings[i], seed=seed,
-                          sheet=i * N_SHEETS // len(beginnings), text=text, ended=ended)
-                     for i, (text, ended) in enumerate(told)]
+                          sheet=i * N_SHEETS // len(beginnings), text=sequence.text,
+                          ended=sequence.finish_reason)
+                     for i, sequence in enumerate(told)]
     return rows
 
 
-def write_sheets(folder, rows):
-    "Number the stories of each sheet, and write the sheets and the key to them."
+def write_sheets(work, number, rows):
+    "Number the stories of each sheet; write a round's sheets, and the key to them."
+    folder = work/str(number)
     sheets = [[] for _ in range(N_SHEETS)]
     for row in rows:
         sheet = sheets[row['sheet']]
@@ -103,20 +93,22 @@ def write_sheets(folder, rows):
     for i, stories in enumerate(sheets):
         (folder/f'sheet-{i}.txt').write_text(TASK + '\n'.join(stories), encoding='utf-8')
     key = json.dumps(rows, indent=1, ensure_ascii=False)
-    (folder/'key.json').write_text(key, encoding='utf-8')
+    (work/f'key-{number}.json').write_text(key, encoding='utf-8')
 
 
 def tell(work):
     "Tell the stories of all rounds, shuffled onto sheets for readers."
+    from piny.decoder import Decoder
     from piny.pretrained import load_checkpoint
     from piny.prompt_sheet import read_prompt_sheet
     model, tokenizer = load_checkpoint('piny-mini')
+    decoder = Decoder(model)
     own = runpy.run_path(str(HERE/'piny-mini.py'))['PROMPTS']
     beginnings = own + [question.prompt for question in read_prompt_sheet()]
     for number, (which, seeds, all_settings) in enumerate(ROUNDS, 1):
-        rows = tell_round(model, tokenizer, beginnings[which], seeds, all_settings)
+        rows = tell_round(decoder, tokenizer, beginnings[which], seeds, all_settings)
         random.Random(number).shuffle(rows)
-        write_sheets(work/str(number), rows)
+        write_sheets(work, number, rows)
 
 
 def gather(work, data):
@@ -127,9 +119,9 @@ def gather(work, data):
     for number, (_, _, all_settings) in enumerate(ROUNDS, 1):
         folder, marks = work/str(number), {}
         for i in range(N_SHEETS):
-            for mark in json.loads((folder/f'marks-{i}.json').read_text()):
+            for mark in json.loads((folder/f'marks-{i}.json').read_text('utf-8')):
                 marks[i, mark['k']] = [mark[kind] for kind in KINDS]
-        key = json.loads((folder/'key.json').read_text())
+        key = json.loads((work/f'key-{number}.json').read_text('utf-8'))
         for settings in all_settings:
             rows = [[row['prompt'], row['seed'], row['ended'],
                      round(repetition(row['text']), 4),
@@ -139,7 +131,8 @@ def gather(work, data):
             lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in sorted(rows))
             head = json.dumps(dict(round=number, settings=settings))
             groups.append(f'{head[:-1]}, "stories": [\n{lines}]}}')
-    (HERE/'settings.json').write_text('[' + ',\n'.join(groups) + ']\n')
+    text = '[' + ',\n'.join(groups) + ']\n'
+    (HERE/'settings.json').write_text(text, encoding='utf-8')
 
 
 def main():

@@ -163,6 +163,7 @@
         settings[name] = value;
       }
       for (const name of ['top_k', 'min_p', 'max_new_tokens']) settings[name] ||= null;
+      if (settings.top_p === 1) settings.top_p = null;  // off, as those at 0
       return settings;
     }
 
