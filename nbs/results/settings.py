@@ -5,8 +5,8 @@
 
 `tell` has the built-in weights tell stories in five rounds, some ten minutes on two cores.
 FOLDER/ROUND/sheet-N.txt holds the stories of some beginnings by all settings of the round,
-shuffled; how to mark them stands at its top. A reader, who is not shown FOLDER/key-
-ROUND.json, writes FOLDER/ROUND/marks-N.json. `gather` puts all marks into `settings.json`,
+shuffled; how to mark them stands at its top. A reader, who is not shown the keys beside
+the rounds, writes FOLDER/ROUND/marks-N.json. `gather` puts all marks into `settings.json`,
 and what of each story stands in the training stories, in runs of eight words or more.
 """
 import argparse
