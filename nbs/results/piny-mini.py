@@ -1,14 +1,13 @@
-"""From a run to the weights that come with the library: `piny/assets/piny-mini/`.
+"""From a student of `distil.py` to the weights that come with the library.
 
-    python nbs/results/piny-mini.py --run RUN --data PATH
+    python nbs/results/piny-mini.py --work WORK --data FOLDER
 
-The run's best checkpoint is rounded to bfloat16, so that a weight takes two bytes, and all
-that is measured is measured on what was rounded. Writes the folder with its model card,
-`quality.json` with the measures, and `piny-mini.json` with a story for each prompt. Where
-the run began from `piny-mini`, the folder tells of the earlier training, too.
+Takes the student of the folder WORK, whose weights are rounded to bfloat16 already, and
+what was measured on the way; the tokenizer stays as it is. Writes `piny/assets/piny-mini/`
+with its model card, `distil.json` here, `quality.json` with the measures, and
+`piny-mini.json` with a story for each prompt.
 """
 import argparse
-import itertools
 import shutil
 from pathlib import Path
 
@@ -48,39 +47,91 @@ def tell(data):
     return told
 
 
-def earlier_training():
-    "What the card and the JSON say of the training of the weights that are there."
-    training = (FOLDER/'README.md').read_text().partition('## Training\n\n')[2]
-    lines = itertools.takewhile(lambda line: line.startswith('- '), training.split('\n'))
-    return list(lines), read_json(RESULT)['stages']
+def data_text(data):
+    "Which stories the student and its teachers have read."
+    from piny.dataset import read_stories
+    stories = list(read_stories(data, 'train'))
+    n_bytes = sum(len(story.encode()) for story in stories)
+    return (f'{len(stories):,} stories of TinyStories, {n_bytes / 1e6:.1f} MB: those of a '
+            'sample that are whole.')
+
+
+def training_text(record):
+    "How the student came about, in a list."
+    teachers = [one for one in record['teachers'] if one['marks']]
+    told, student = record['told'], record['student']
+    recipe, each = student['recipe'], [one['recipe'] for one in teachers]
+    alone = [one['bits_per_byte'] for one in teachers]
+    return '\n'.join([
+        f'- {len(teachers)} teachers of {teachers[0]["parameters"]:,} parameters: '
+        f'{min(one["passes"] for one in each)} to {max(one["passes"] for one in each)} '
+        f'passes each, by Muon, with dropout of {min(one["dropout"] for one in each)} to '
+        f'{max(one["dropout"] for one in each)} and weight decay of '
+        f'{min(one["weight_decay"] for one in each):g} to '
+        f'{max(one["weight_decay"] for one in each):g}; {min(alone):.3f} to '
+        f'{max(alone):.3f} bits per byte, averaged {record["ensemble"]:.3f}',
+        f'- {told["stories"]:,} new stories, told by the teachers: '
+        f'{told["tokens"] / 1e6:.1f} million tokens',
+        f'- the student: {student["steps"]:,} steps of 32,768 tokens, '
+        f'{student["tokens"] / 1e6:.1f} million in all, on the real and the told stories. '
+        'It learns the averaged probabilities of the teachers, and on real stories, by a '
+        f'weight of {student["hard"]}, the next token. Muon, learning rate '
+        f'{recipe["learning_rate"]:g} after 60 steps of warm-up, then a straight line '
+        f'to 0; weight decay {recipe["weight_decay"]:g}, seed {recipe["seed"]}'])
+
+
+def draw(record, path):
+    "The losses of teachers and student, as a picture."
+    import matplotlib
+    matplotlib.use('agg')
+    from matplotlib import pyplot as plt
+    fig, axes = plt.subplots(figsize=(6, 3), layout='constrained')
+    tokens = 64 * 512 / 1e6  # of a step, in millions
+    for n, one in enumerate(one for one in record['teachers'] if one['marks']):
+        steps, _, scores = zip(*one['curve'])
+        axes.plot([step * tokens for step in steps], scores, 'C0', lw=1,
+                  label=None if n else 'teachers')
+    axes.axhline(record['ensemble'], color='C0', ls='--', lw=1, label='teachers, averaged')
+    steps, _, scores = zip(*record['student']['curve'])
+    axes.plot([step * tokens for step in steps], scores, 'C1o-', ms=3, label='student')
+    axes.set(xlabel='tokens read (millions)', ylabel='bits per byte, held-out stories',
+             xlim=0)
+    axes.legend(frameon=False)
+    fig.savefig(path, dpi=120)
+
+
+def write_card(record, measured, data):
+    "The model card of what was measured."
+    from piny.model_card import CARD_TEMPLATE, card_metadata, loss_text, measures_section
+    from piny.pretrained import load_checkpoint, read_config
+    from piny.sampling import generate
+    model, tokenizer = load_checkpoint('piny-mini')
+    (story,) = generate(model, tokenizer, PROMPTS[0], seed=0)
+    card = CARD_TEMPLATE.format(
+        metadata=card_metadata('apache-2.0', ['roneneldan/TinyStories']), name='piny-mini',
+        parameters=model.num_parameters(), **vars(read_config(FOLDER)),
+        data=data_text(data), stages=training_text(record),
+        versions=f'With torch {record["torch"]} on an {record["device"]}.',
+        loss=loss_text(None, None, measured['loss']), measures=measures_section(measured),
+        story='\n'.join(f'> {line}' for line in story.split('\n')))
+    write_file(FOLDER/'README.md', card.encode())
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--run', required=True, type=Path, help='run folder')
+    parser.add_argument('--work', required=True, type=Path, help="distil.py's folder")
     parser.add_argument('--data', required=True, help='folder of stories')
     parser.add_argument('--n', type=int, default=200, help='stories to measure (200)')
     options = parser.parse_args()
-
-    from piny.finding_weights import find_checkpoint
-    from piny.model_card import model_card, training_stages, write_model_folder
-    best = find_checkpoint(options.run/'checkpoints'/'best')
-    training = training_stages(best)
-    began_here = training[0]['init_from'] == 'piny-mini'
-    lines, stages = earlier_training() if began_here else ([], [])
-    about = dict(name='piny-mini', prompt=PROMPTS[0], license='apache-2.0',
-                 datasets=['roneneldan/TinyStories'])
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    write_model_folder(best, FOLDER, bfloat16=True, **about)
-    measured = measure('piny-mini', options.data, options.n)
-    card = model_card(best, measured=measured, **about)
-    card = card.replace('## Training\n\n', '\n'.join(['## Training', '', *lines, '']))
-    write_file(FOLDER/'README.md', card.encode())
+    record = read_json(options.work/'distil.json')
+    for name in ('config.json', 'generation_config.json', 'model.safetensors'):
+        shutil.copy2(options.work/'student'/name, FOLDER/name)
+    write_json(HERE/'distil.json', record, indent=1)
+    draw(record, FOLDER/'loss.png')
+    write_card(record, measure('piny-mini', options.data, options.n), options.data)
     told = tell(options.data)
-    stages += [dict(steps=stage['steps'], tokens=stage['steps'] * stage['tokens_per_step'])
-               for stage in training]
-    write_json(RESULT, dict(stages=stages, told=told), indent=1)
+    write_json(RESULT, told, indent=1)
     ended = sum(story['ended'] == 'eos' for story in told)
     longest = max(story['longest_copy'] for story in told)
     print(f'{ended} of {len(told)} ended by themselves; longest copy: {longest} words')

@@ -66,12 +66,15 @@ class PostNormBlock(Block):
 
 
 class DropoutBlock(Block):
-    "A tenth of what each layer adds is left out while training (Srivastava et al., 2014)."
+    "A share of what each layer adds is left out while training (Srivastava et al., 2014)."
+
+    rate = 0.1
 
     def forward(self, x, cos, sin, attend=causal_attention):
         attention = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = x + F.dropout(attention, 0.1, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), 0.1, self.training)
+        x = x + F.dropout(attention, self.rate, self.training)
+        added = self.mlp(self.post_attention_layernorm(x))
+        return x + F.dropout(added, self.rate, self.training)
 
 
 class QKNormAttention(Attention):

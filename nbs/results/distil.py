@@ -1,0 +1,489 @@
+"""An ensemble of teachers, and one small student: the built-in weights, made on one GPU.
+
+    python nbs/results/distil.py --data FOLDER --work FOLDER [--until STAGE] [--rehearse]
+
+Four stages, each kept in `--work` and not done again:
+
+- `teach`: teachers, three times as large as the student, learn the training stories in
+  many passes, with dropout and much weight decay, each with first weights of its own;
+- `tell`: the teachers tell new stories, so that the student need not read the same ones
+  again and again;
+- `mark`: at each token of the real and the told stories, the teachers' probabilities of
+  the next one are averaged, and the likeliest are kept;
+- `learn`: the student learns these probabilities, and on real stories the next token, too
+  (Hinton et al., 2015; on told stories: Kim and Rush, 2016).
+
+On an H200 that takes about nine minutes. The tokenizer is that of `piny-mini`. What was
+measured goes to `distil.json` in `--work`, the student to `student` there; `--name`,
+`--steps` and `--weight_decay` make another one. `--rehearse` runs all stages on a CPU, tiny.
+"""
+import argparse
+import dataclasses
+import datetime
+import math
+import statistics
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+from variations import DropoutBlock
+
+import piny.model
+from piny.dataset import read_stories
+from piny.files import read_json, write_json
+from piny.model import ModelConfig, Piny
+from piny.optimizer import build_optimizers, learning_rate
+from piny.tokenizer import Tokenizer
+
+BOS, EOS = 1, 2
+STAGES = ['teach', 'tell', 'mark', 'learn']
+ASSETS = Path(__file__).resolve().parents[2]/'piny'/'assets'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    "How one model is trained, by Muon."
+    learning_rate: float
+    weight_decay: float
+    passes: float = 0  # of a teacher, over the real stories
+    dropout: float = 0.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    "How large everything is."
+    device: str
+    teacher: dict  # of `ModelConfig`
+    student: dict
+    teachers: list  # recipes; after the last, the best is repeated with another seed
+    n_teachers: int
+    rounds: int  # of telling
+    n_told: int  # stories of a round, told side by side
+    student_recipe: Recipe
+    student_steps: int
+    n_stories: int | None = None  # real stories to read; None: all
+    windows: int = 64  # of a training step
+    length: int = 512  # tokens of a window
+    n_kept: int = 48  # likeliest tokens whose probability is kept
+    hard: float = 0.2  # weight of the real next token, where there is one
+
+
+GPU = Plan(
+    device='cuda',
+    teacher=dict(vocab_size=4096, dim=512, hidden_dim=1376, n_layers=6, n_heads=8,
+                 n_kv_heads=4),
+    student=dict(vocab_size=4096, dim=320, hidden_dim=864, n_layers=5, n_heads=10,
+                 n_kv_heads=2),
+    teachers=[Recipe(5e-3, 2.0, passes=10, dropout=0.1),
+              Recipe(5e-3, 2.0, passes=12, dropout=0.2),
+              Recipe(5e-3, 3.5, passes=10, dropout=0.1)],
+    n_teachers=4, rounds=4, n_told=8192,
+    student_recipe=Recipe(8e-3, 0.6), student_steps=11_704)
+TINY = dict(vocab_size=4096, dim=32, hidden_dim=64, n_layers=2, n_heads=2, n_kv_heads=1)
+REHEARSAL = Plan(
+    device='cpu', teacher=TINY, student=TINY,
+    teachers=[Recipe(6e-3, 1.0, passes=1, dropout=0.1), Recipe(4e-3, 1.0, passes=1)],
+    n_teachers=3, rounds=2, n_told=16,
+    student_recipe=Recipe(8e-3, 0.6), student_steps=40, n_stories=100, windows=4)
+
+
+# ---- text
+
+def pack(stories, length):
+    "Rows of whole stories: the longest first, each where the least room is left."
+    pieces = [story[i:i + length + 1] for story in stories
+              for i in range(0, max(1, len(story) - 1), length)]
+    pieces.sort(key=len, reverse=True)
+    rows, with_room = [], [[] for _ in range(length + 2)]  # rows by the room that is left
+    for piece in pieces:
+        room = next((room for room in range(len(piece), length + 2) if with_room[room]),
+                    None)
+        if room is None:
+            row, room = [], length + 1
+            rows.append(row)
+        else:
+            row = with_room[room].pop()
+        row += piece
+        with_room[room - len(piece)].append(row)
+    table = torch.zeros(len(rows), length + 1, dtype=torch.int32)
+    for i, row in enumerate(rows):
+        table[i, :len(row)] = torch.tensor(row)
+    return table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
+
+
+def parts(rows):
+    "Inputs, targets and numbers of stories; -100 where a story or the row is over."
+    ids, targets = rows[:, :-1].long(), rows[:, 1:].long()
+    is_last = ids == EOS
+    doc_ids = is_last.cumsum(1) - is_last.long()
+    return ids, targets.masked_fill(is_last | (targets == 0), -100), doc_ids
+
+
+def read_rows(data, split, tokenizer, plan):
+    "Real stories as rows, and the bytes of their text."
+    texts = list(read_stories(data, split))[:plan.n_stories]
+    stories = tokenizer.encode_batch(texts, bos=True, eos=True)
+    rows = pack(stories, plan.length).to(plan.device)
+    return rows, sum(len(text.encode()) for text in texts)
+
+
+# ---- models
+
+def new_model(shape, dropout, seed, device):
+    "A model with its first weights, and with dropout while it trains."
+    torch.manual_seed(seed)
+    block = type('Block', (DropoutBlock,), dict(rate=dropout))
+    with mock.patch.object(piny.model, 'Block', block):
+        return Piny(ModelConfig(**shape)).to(device)
+
+
+def in_bfloat16(plan):
+    "A block whose products are computed in bfloat16, on a GPU."
+    return torch.autocast(plan.device, torch.bfloat16, enabled=plan.device == 'cuda')
+
+
+def device_name(plan):
+    "What is computed on."
+    return torch.cuda.get_device_name() if plan.device == 'cuda' else 'cpu'
+
+
+def maybe_compile(function, plan):
+    "Compiled on a GPU."
+    return torch.compile(function) if plan.device == 'cuda' else function
+
+
+def logits_of(model, ids, doc_ids):
+    "Scores of the next tokens; a story sees itself alone."
+    return model.logits(model.states(ids, doc_ids=doc_ids))
+
+
+def loss_on_tokens(model, rows):
+    "The mean loss of the next tokens."
+    ids, targets, doc_ids = parts(rows)
+    logits = logits_of(model, ids, doc_ids)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def loss_on_marks(model, rows, kept_ids, kept, hard):
+    """The mean loss on the teachers' probabilities, and on the tokens by the weight `hard`.
+
+    The teachers' probabilities are those of their likeliest tokens; what they leave for
+    all others is compared with what the student leaves.
+    """
+    ids, targets, doc_ids = parts(rows)
+    log_probs = logits_of(model, ids, doc_ids).log_softmax(-1)
+    chosen = log_probs.gather(-1, kept_ids.long())
+    kept = kept.float()
+    others = (1 - kept.sum(-1)).clamp(min=0)
+    log_others = torch.log1p(-chosen.exp().sum(-1).clamp(max=1 - 1e-6))
+    soft = -(kept * chosen).sum(-1) - others * log_others
+    right = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    counted = (targets >= 0).float()
+    losses = torch.lerp(soft, -right, hard[:, None])
+    return (losses * counted).sum() / counted.sum()
+
+
+def fit(model, recipe, n_steps, loss_of, report):
+    "Train by Muon, straight down to a rate of nothing; `report` is called ten times."
+    optimizers = build_optimizers(model, 'muon', recipe.learning_rate,
+                                  weight_decay=recipe.weight_decay, bfloat16=True)
+    model.train()
+    for step in range(n_steps):
+        rate = learning_rate(step, recipe.learning_rate, max(1, min(60, n_steps // 10)),
+                             n_steps, 0.0, 'linear')
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = rate
+        loss = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % max(1, n_steps // 10) == 0 or step + 1 == n_steps:
+            report(step + 1, loss.item())
+            model.train()
+
+
+def batches_of(numbers, windows, seed):
+    "Numbers of rows, pass after pass in a new order."
+    torch.manual_seed(seed)
+    left = numbers[:0]
+    while True:
+        while len(left) < windows:
+            order = torch.randperm(len(numbers), device=numbers.device)
+            left = torch.cat([left, numbers[order]])
+        yield left[:windows]
+        left = left[windows:]
+
+
+@torch.inference_mode()
+def bits_per_byte(models, rows, n_bytes, plan):
+    "Of the average of their probabilities, on rows of held-out stories."
+    nats = 0.0
+    for some in rows.split(plan.windows):
+        ids, targets, doc_ids = parts(some)
+        with in_bfloat16(plan):
+            probs = sum(logits_of(model, ids, doc_ids).softmax(-1) for model in models)
+        right = (probs / len(models)).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        nats -= (right.log() * (targets >= 0)).sum().item()
+    return nats / n_bytes / math.log(2)
+
+
+# ---- the stages
+
+class Work:
+    "What all stages share: the plan, the text, and what was measured."
+
+    def __init__(self, plan, data, work, name):
+        self.plan, self.work, self.name = plan, work, name
+        self.start = time.perf_counter()
+        self.tokenizer = Tokenizer.from_pretrained(ASSETS/'piny-mini')
+        self.real, _ = read_rows(data, 'train', self.tokenizer, plan)
+        self.held_out = read_rows(data, 'validation', self.tokenizer, plan)
+        self.file = work/'distil.json'
+        self.measured = read_json(self.file) if self.file.is_file() else dict(teachers=[])
+        self.note(device=device_name(plan), torch=torch.__version__,
+                  date=str(datetime.date.today()))
+        self.say(f'{len(self.real):,} rows of real stories')
+
+    def say(self, text):
+        "A line with the seconds since the start."
+        print(f'{time.perf_counter() - self.start:5.0f} s  {text}', flush=True)
+
+    def note(self, **measured):
+        "Keep what was measured."
+        self.measured.update(measured)
+        write_json(self.file, self.measured, indent=1)
+
+    # -- teach
+
+    def teach(self):
+        "Train the teachers that are not there yet."
+        if (self.work/'marks.pt').is_file():
+            return  # they have done their work
+        while len(self.measured['teachers']) < self.plan.n_teachers:
+            self.teach_one(len(self.measured['teachers']))
+        teachers = self.load_teachers()
+        score = bits_per_byte(teachers, *self.held_out, self.plan)
+        self.note(ensemble=score)
+        self.say(f'{len(teachers)} teachers together: {score:.4f} bits per byte')
+
+    def recipe_of(self, n):
+        "The recipes in turn; then the best of them, with a new seed."
+        if n < len(self.plan.teachers):
+            return dataclasses.replace(self.plan.teachers[n], seed=n)
+        best = min(self.measured['teachers'], key=lambda one: one['bits_per_byte'])
+        return Recipe(**{**best['recipe'], 'seed': n})
+
+    def teach_one(self, n):
+        "Train a teacher, and keep it."
+        plan, recipe = self.plan, self.recipe_of(n)
+        model = new_model(plan.teacher, recipe.dropout, recipe.seed, plan.device)
+        loss_on = maybe_compile(loss_on_tokens, plan)
+        numbers = torch.arange(len(self.real), device=plan.device)
+        batches = batches_of(numbers, plan.windows, recipe.seed)
+        n_steps = int(recipe.passes * len(self.real) / plan.windows)
+        curve, begun = [], time.perf_counter()
+
+        def loss_of(step):
+            rows = self.real[next(batches)]
+            with in_bfloat16(plan):
+                return loss_on(model, rows)
+
+        def report(step, loss):
+            model.eval()
+            score = bits_per_byte([model], *self.held_out, plan)
+            curve.append([step, round(loss, 4), round(score, 5)])
+            speed = step * plan.windows * plan.length / (time.perf_counter() - begun)
+            self.say(f'teacher {n}: step {step:,} of {n_steps:,}, loss {loss:.4f}, '
+                     f'{score:.4f} bits per byte, {speed:,.0f} tokens/s')
+
+        fit(model, recipe, n_steps, loss_of, report)
+        torch.save(model.state_dict(), self.work/f'teacher-{n}.pt')
+        one = dict(recipe=dataclasses.asdict(recipe), bits_per_byte=curve[-1][2],
+                   parameters=model.num_parameters(), curve=curve)
+        self.note(teachers=[*self.measured['teachers'], one])
+
+    def load_teachers(self):
+        "All teachers that are kept, but those 3% behind the best."
+        ones = self.measured['teachers']
+        best = min(one['bits_per_byte'] for one in ones)
+        models = []
+        for n, one in enumerate(ones):
+            one['marks'] = one['bits_per_byte'] < 1.03 * best
+            if one['marks']:
+                model = Piny(ModelConfig(**self.plan.teacher)).to(self.plan.device)
+                weights = torch.load(self.work/f'teacher-{n}.pt', weights_only=True)
+                model.load_state_dict(weights)
+                models.append(model.eval())
+        return models
+
+    # -- tell
+
+    def tell(self):
+        "Have the teachers tell stories, in turns."
+        file = self.work/'told.pt'
+        if file.is_file():
+            return
+        teachers, told = self.load_teachers(), []
+        for n in range(self.plan.rounds):
+            told += tell_many(teachers[n % len(teachers)], self.plan, seed=n)
+            self.say(f'{len(told):,} stories told, {sum(map(len, told)):,} tokens')
+        rows = pack(told, self.plan.length)
+        torch.save(rows, file)
+        ended = statistics.mean(story[-1] == EOS for story in told)
+        self.note(told=dict(stories=len(told), tokens=sum(map(len, told)), rows=len(rows),
+                            ended=ended))
+        self.say(self.tokenizer.decode(told[0]))
+
+    # -- mark
+
+    @torch.inference_mode()
+    def mark(self):
+        "Average the teachers' probabilities at each token; keep the likeliest."
+        plan, file = self.plan, self.work/'marks.pt'
+        told = torch.load(self.work/'told.pt').to(plan.device)
+        self.rows = torch.cat([self.real, told])
+        self.hard = torch.zeros(len(self.rows), device=plan.device)
+        self.hard[:len(self.real)] = plan.hard
+        if file.is_file():
+            self.kept_ids, self.kept = (
+                kept.to(plan.device)
+                for kept in torch.load(file, map_location='cpu', mmap=True))
+            return
+        teachers = self.load_teachers()
+        shape = len(self.rows), plan.length, plan.n_kept
+        self.kept_ids = torch.empty(shape, dtype=torch.int16, device=plan.device)
+        self.kept = torch.empty(shape, dtype=torch.float16, device=plan.device)
+
+        def probs_of(model, rows):
+            ids, _, doc_ids = parts(rows)
+            return logits_of(model, ids, doc_ids).softmax(-1)
+
+        probs_of = maybe_compile(probs_of, plan)
+        starts = range(0, len(self.rows), plan.windows)
+        for n, start in enumerate(starts):
+            some = slice(start, start + plan.windows)
+            with in_bfloat16(plan):
+                probs = sum(probs_of(model, self.rows[some]) for model in teachers)
+            kept, kept_ids = (probs / len(teachers)).topk(plan.n_kept, -1)
+            self.kept[some], self.kept_ids[some] = kept, kept_ids
+            if n % max(1, len(starts) // 5) == 0:
+                self.say(f'marked {n:,} of {len(starts):,} batches')
+        share = self.kept[:64].float().sum(-1).mean().item()
+        self.note(share_kept=share)
+        self.say(f'all marked; the likeliest hold {share:.4f} of the probability')
+        torch.save([self.kept_ids, self.kept], file)
+        self.say('marks are saved')
+
+    # -- learn
+
+    def learn(self):
+        "Train a student, and keep it under its name."
+        plan, recipe = self.plan, self.plan.student_recipe
+        model = new_model(plan.student, 0.0, recipe.seed, plan.device)
+        loss_on = maybe_compile(loss_on_marks, plan)
+        numbers = torch.arange(len(self.rows), device=plan.device)
+        batches = batches_of(numbers, plan.windows, recipe.seed)
+        n_steps = plan.student_steps
+        curve = []
+
+        def loss_of(step):
+            some = next(batches)
+            with in_bfloat16(plan):
+                return loss_on(model, self.rows[some], self.kept_ids[some],
+                               self.kept[some], self.hard[some])
+
+        def report(step, loss):
+            model.eval()
+            score = bits_per_byte([model], *self.held_out, plan)
+            curve.append([step, round(loss, 4), round(score, 5)])
+            self.say(f'student: step {step:,} of {n_steps:,}, loss {loss:.4f}, '
+                     f'{score:.4f} bits per byte')
+
+        fit(model, recipe, n_steps, loss_of, report)
+        model.save_pretrained(self.work/self.name, torch.bfloat16)
+        self.note(**{self.name: dict(
+            recipe=dataclasses.asdict(recipe), parameters=model.num_parameters(),
+            steps=n_steps, tokens=n_steps * plan.windows * plan.length, hard=plan.hard,
+            bits_per_byte=curve[-1][2], curve=curve)})
+        self.say(f'done: {self.name}, {curve[-1][2]:.4f} bits per byte')
+
+
+@torch.inference_mode()
+def tell_many(model, plan, seed):
+    "Stories as lists of tokens, told side by side; tokens that are too rare are left out."
+    torch.manual_seed(seed)
+    n, length, config = plan.n_told, plan.length, model.config
+    shape = n, config.n_kv_heads, length, config.head_size
+    caches = [[torch.zeros(shape, dtype=torch.bfloat16, device=plan.device)
+               for _ in range(2)] for _ in range(config.n_layers)]
+    tokens = torch.full((n, length), EOS, device=plan.device)
+    tokens[:, 0] = BOS
+    going = torch.arange(n, device=plan.device)  # stories that have not ended
+    for t in range(length - 1):
+        attend = [cached_attention(*cache, t) for cache in caches]
+        places = torch.full((len(going), 1), t, device=plan.device)
+        with in_bfloat16(plan):
+            states = model.states(tokens[going, t, None], positions=places, attend=attend)
+            probs = model.logits(states)[:, 0].softmax(-1)
+        probs = probs.masked_fill(probs < 0.02 * probs.amax(-1, keepdim=True), 0)
+        tokens[going, t + 1] = torch.multinomial(probs, 1)[:, 0]
+        if t % 16 == 15:
+            goes_on = (tokens[going, :t + 2] != EOS).all(1)
+            if not goes_on.any():
+                break
+            if goes_on.float().mean() < 0.8:
+                going = going[goes_on]
+                caches = [[kept[goes_on] for kept in cache] for cache in caches]
+    told = []
+    for story in tokens.tolist():
+        end = story.index(EOS) + 1 if EOS in story else len(story)
+        told.append(story[:end])
+    return told
+
+
+def cached_attention(keys, values, t):
+    "Attention of one token a story to those before it, which are kept."
+    def attend(q, k, v):
+        keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
+        return F.scaled_dot_product_attention(
+            q.to(keys.dtype), keys[:, :, :t + 1], values[:, :, :t + 1],
+            enable_gqa=True).to(v.dtype)
+    return attend
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', required=True, help='folder of stories')
+    parser.add_argument('--work', required=True, type=Path, help='folder of the stages')
+    parser.add_argument('--until', choices=STAGES, default='learn',
+                        help='the last stage of this call (learn)')
+    parser.add_argument('--name', default='student', help='its folder in --work (student)')
+    parser.add_argument('--steps', type=int, help='of the student')
+    parser.add_argument('--weight_decay', type=float, help='of the student')
+    parser.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
+    options = parser.parse_args()
+    plan = REHEARSAL if options.rehearse else GPU
+    if plan.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('there is no GPU here; --rehearse runs all stages on a CPU')
+    if options.steps:
+        plan = dataclasses.replace(plan, student_steps=options.steps)
+    if options.weight_decay is not None:
+        recipe = dataclasses.replace(plan.student_recipe,
+                                     weight_decay=options.weight_decay)
+        plan = dataclasses.replace(plan, student_recipe=recipe)
+    torch._dynamo.config.recompile_limit = 64  # each model is compiled anew
+    options.work.mkdir(parents=True, exist_ok=True)
+    work = Work(plan, options.data, options.work, options.name)
+    for stage in STAGES[:STAGES.index(options.until) + 1]:
+        getattr(work, stage)()
+
+
+if __name__ == '__main__':
+    main()
