@@ -15,7 +15,7 @@ Four stages, each kept in `--work` and not done again:
 
 On an H200 that takes about nine minutes. The tokenizer is that of `piny-mini`. What was
 measured goes to `distil.json` in `--work`, the student to `student` there; `--name`,
-`--steps` and `--weight_decay` make another one. `--rehearse` runs all stages on a CPU, tiny.
+`--steps` and `--weight_decay` make another one. `--rehearse` runs it all on a CPU, tiny.
 """
 import argparse
 import dataclasses
