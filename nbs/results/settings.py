@@ -1,15 +1,18 @@
 """Which settings of sampling tell the best stories? Readers mark them without knowing.
 
-    python nbs/results/settings.py tell --work FOLDER
+    python nbs/results/settings.py tell --work FOLDER --before OLD [--rounds N …]
     python nbs/results/settings.py gather --work FOLDER --data STORIES
 
-`tell` has the built-in weights tell stories in five rounds, some ten minutes on two cores.
+`tell` has weights tell stories in six rounds, some ten minutes on two cores: the first
+five by the built-in weights of that time, four million, which OLD holds; in the sixth the
+present ones are compared with them, and some settings once more.
 FOLDER/ROUND/sheet-N.txt holds the stories of some beginnings by all settings of the round,
 shuffled; how to mark them stands at its top. A reader, who is not shown the keys beside
 the rounds, writes FOLDER/ROUND/marks-N.json. `gather` puts all marks into `settings.json`,
 and what of each story stands in the training stories, in runs of eight words or more.
 """
 import argparse
+import functools
 import json
 import random
 import runpy
@@ -42,7 +45,19 @@ ROUNDS = [  # which of the beginnings, seeds, settings
     (ALL, (700,), [changed(), changed(1.0, 0.2, 1.1), changed(penalty=1.1),
                    changed(1.0, 0.2, 1.2), changed(1.0, 0.1, 1.1),
                    changed(0.8, 0.2, 1.1)]),
+    (ALL, (800,), [changed(), changed(1.0, 0.2, 1.1), changed(1.0, 0.1, 1.1),
+                   changed(1.0, 0.2), changed(0.8, 0.1, 1.05)]),
 ]
+
+
+def contestants(number):
+    "Of a round: which weights tell by which settings."
+    all_settings = ROUNDS[number - 1][2]
+    if number < 6:
+        return [('before', settings) for settings in all_settings]
+    return [('before', changed(1.0, 0.2, 1.1)), *(('present', s) for s in all_settings)]
+
+
 TASK = '''Stories for children, written by machines. Each begins with a line "=== NUMBER"
 and the beginning that the machine was given. Read every story, in order, and give it three
 marks from 0 to 4; be strict and even, and use the whole range:
@@ -66,15 +81,17 @@ def repetition(story):
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def tell_round(decoder, tokenizer, beginnings, seeds, all_settings):
-    "Stories by all settings, in the order of settings, seeds and beginnings."
+def tell_round(load, number, beginnings):
+    "A round's stories, in the order of contestants, seeds and beginnings."
     from piny.sampling import generate
+    which, seeds, _ = ROUNDS[number - 1]
+    beginnings = beginnings[which]
     rows = []
-    for settings in all_settings:
+    for weights, settings in contestants(number):
         for seed in seeds:
-            told = generate(decoder, tokenizer, beginnings, details=True, seed=seed,
+            told = generate(*load(weights), beginnings, details=True, seed=seed,
                             **settings)
-            rows += [dict(settings=settings, prompt=beginnings[i], seed=seed,
+            rows += [dict(weights=weights, settings=settings, prompt=beginnings[i], seed=seed,
                           sheet=i * N_SHEETS // len(beginnings), text=sequence.text,
                           ended=sequence.finish_reason)
                      for i, sequence in enumerate(told)]
@@ -96,17 +113,21 @@ def write_sheets(work, number, rows):
     (work/f'key-{number}.json').write_text(key, encoding='utf-8')
 
 
-def tell(work):
-    "Tell the stories of all rounds, shuffled onto sheets for readers."
+def tell(work, before, rounds):
+    "Tell the stories of some rounds, shuffled onto sheets for readers."
     from piny.decoder import Decoder
     from piny.pretrained import load_checkpoint
     from piny.prompt_sheet import read_prompt_sheet
-    model, tokenizer = load_checkpoint('piny-mini')
-    decoder = Decoder(model)
+
+    @functools.cache
+    def load(weights):
+        model, tokenizer = load_checkpoint(before if weights == 'before' else 'piny-mini')
+        return Decoder(model), tokenizer
+
     own = runpy.run_path(str(HERE/'piny-mini.py'))['PROMPTS']
     beginnings = own + [question.prompt for question in read_prompt_sheet()]
-    for number, (which, seeds, all_settings) in enumerate(ROUNDS, 1):
-        rows = tell_round(decoder, tokenizer, beginnings[which], seeds, all_settings)
+    for number in rounds:
+        rows = tell_round(load, number, beginnings)
         random.Random(number).shuffle(rows)
         write_sheets(work, number, rows)
 
@@ -116,20 +137,21 @@ def gather(work, data):
     from piny.dataset import read_stories
     from piny.measures import CopyDetector
     detector, groups = CopyDetector(list(read_stories(data, 'train'))), []
-    for number, (_, _, all_settings) in enumerate(ROUNDS, 1):
+    for number in range(1, len(ROUNDS) + 1):
         folder, marks = work/str(number), {}
         for i in range(N_SHEETS):
             for mark in json.loads((folder/f'marks-{i}.json').read_text('utf-8')):
                 marks[i, mark['k']] = [mark[kind] for kind in KINDS]
         key = json.loads((work/f'key-{number}.json').read_text('utf-8'))
-        for settings in all_settings:
+        for weights, settings in contestants(number):
             rows = [[row['prompt'], row['seed'], row['ended'],
                      round(repetition(row['text']), 4),
                      round(detector.copied(row['text']).share, 4),
                      *marks[row['sheet'], row['k']]]
-                    for row in key if row['settings'] == settings]
+                    for row in key
+                    if (row['weights'], row['settings']) == (weights, settings)]
             lines = ',\n'.join(json.dumps(row, ensure_ascii=False) for row in sorted(rows))
-            head = json.dumps(dict(round=number, settings=settings))
+            head = json.dumps(dict(round=number, weights=weights, settings=settings))
             groups.append(f'{head[:-1]}, "stories": [\n{lines}]}}')
     text = '[' + ',\n'.join(groups) + ']\n'
     (HERE/'settings.json').write_text(text, encoding='utf-8')
@@ -140,10 +162,15 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('tell', 'gather'))
     parser.add_argument('--work', required=True, type=Path, help='folder of the sheets')
+    parser.add_argument('--before', help='model folder of the earlier weights, for tell')
+    parser.add_argument('--rounds', type=int, nargs='+', choices=range(1, 7),
+                        default=range(1, 7), help='to tell (all)')
     parser.add_argument('--data', help='folder of stories, for gather')
     options = parser.parse_args()
     if options.what == 'tell':
-        tell(options.work)
+        if not options.before:
+            parser.error('tell wants the folder of the earlier weights; give it by --before')
+        tell(options.work, options.before, options.rounds)
     elif options.data:
         gather(options.work, options.data)
     else:
