@@ -80,12 +80,6 @@ def runs(cell):
     return not (NOT_RUN & names.keys() or names.get('eval') == 'false')
 
 
-def skipped(notebook):
-    "Does the page's front matter say `skip_exec: true`?"
-    head = notebook.cells[0].source if notebook.cells else ''
-    return bool(re.search(r'^(- )?skip_exec:\s*true', head, re.M))
-
-
 def run(notebook, folder):
     "Run what a plain run executes in a fresh kernel; other cells keep their outputs."
     from nbclient import NotebookClient
@@ -145,8 +139,6 @@ def execute(names):
     import nbformat
     for path in pages(names):
         before, notebook = path.read_bytes(), read(path)
-        if skipped(notebook) and not names:
-            continue
         print(f'{path.name} …', end=' ', flush=True)
         executed = run(notebook, path.parent)
         if path.read_bytes() != before:
@@ -173,8 +165,6 @@ def rerun(names):
     "Faults: cells whose text output is not what the page shows."
     faults = []
     for path in pages(names):
-        if skipped(read(path)) and not names:
-            continue
         saved = text_outputs(read(path))
         fresh = text_outputs(run(read(path), path.parent))
         faults += [f'{path.name}: code cell {i} shows {old[:200]} but a new run gives '
@@ -313,7 +303,7 @@ def page_faults(path):
         if any(WIDGET in output.get('data', {}) for output in cell.outputs):
             faults.append(f'{where} has saved a widget that needs a kernel: run the page '
                           'with python nbs/_tools.py execute')
-        silent = runs(cell) and not skipped(notebook) and not cell.outputs
+        silent = runs(cell) and not cell.outputs
         if silent and shows_something(cell.source):
             faults.append(f'{where} has no saved output: {cell.source.splitlines()[-1]}')
     return faults

@@ -482,7 +482,10 @@ def main():
     options.work.mkdir(parents=True, exist_ok=True)
     work = Work(plan, options.data, options.work, options.name)
     for stage in STAGES[:STAGES.index(options.until) + 1]:
+        begun = time.perf_counter()
         getattr(work, stage)()
+        taken = {stage: round(time.perf_counter() - begun)}
+        work.note(seconds={**taken, **work.measured.get('seconds', {})})
 
 
 if __name__ == '__main__':

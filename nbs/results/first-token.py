@@ -34,7 +34,7 @@ def run(command, step_folder, folder):
 def time_start(step_folder, folder, to_the_end):
     "Seconds to the first letter after the prompt, and to the end where that is asked for."
     start = time.perf_counter()
-    command = ['-m', 'piny.sampling', PROMPT, '--seed', '17', '--checkpoint', 'piny-mini']
+    command = ['-m', 'piny.sampling', PROMPT, '--seed', '0', '--checkpoint', 'piny-mini']
     process = run(command, step_folder, folder)
     text = b''
     while len(text) <= len(PROMPT):
