@@ -2,43 +2,49 @@
 
     python nbs/results/distil.py --data FOLDER --work FOLDER [--until STAGE] [--rehearse]
 
-Four stages, each kept in `--work` and not done again:
+Four stages; what the first three make is kept in `--work`, and not made again:
 
 - `teach`: teachers, three times as large as the student, learn the training stories in
   many passes, with dropout and much weight decay, each with first weights of its own;
 - `tell`: the teachers tell new stories, so that the student need not read the same ones
   again and again;
-- `mark`: at each token of the real and the told stories, the teachers' probabilities of
-  the next one are averaged, and the likeliest are kept;
-- `learn`: the student learns these probabilities, and on real stories the next token, too
+- `average`: at each token of the real and the told stories, the teachers' probabilities
+  of the next one are averaged, and the likeliest are kept: the soft targets;
+- `learn`: a student learns the soft targets, and on real stories the next token, too
   (Hinton et al., 2015; on told stories: Kim and Rush, 2016).
 
-On an H200 that takes about nine minutes. The tokenizer is that of `piny-mini`. What was
-measured goes to `distil.json` in `--work`, the student to `student` there; `--name`,
-`--steps` and `--weight_decay` make another one. `--rehearse` runs it all on a CPU, tiny.
+On an H200 that takes about nine minutes; `tell` takes some 50 GB of its memory, and the
+targets 3 GB of the disk. The tokenizer is that of `piny-mini`. What was measured goes to
+`distil.json` in `--work`, the student to `student` there; `--name`, `--steps` and
+`--weight_decay` make another one. `--rehearse` runs it all on a CPU, tiny.
 """
 import argparse
 import dataclasses
 import datetime
+import hashlib
 import math
+import re
 import statistics
+import sys
 import time
 from pathlib import Path
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from variations import DropoutBlock
 
 import piny.model
+from piny.cli import run_command
 from piny.dataset import read_stories
-from piny.files import read_json, write_json
+from piny.files import read_json, replacing, write_json
 from piny.model import ModelConfig, Piny
 from piny.optimizer import build_optimizers, learning_rate
 from piny.tokenizer import Tokenizer
 
 BOS, EOS = 1, 2
-STAGES = ['teach', 'tell', 'mark', 'learn']
+STAGES = ['teach', 'tell', 'average', 'learn']
 ASSETS = Path(__file__).resolve().parents[2]/'piny'/'assets'
 
 
@@ -68,7 +74,8 @@ class Plan:
     windows: int = 64  # of a training step
     length: int = 512  # tokens of a window
     n_kept: int = 48  # likeliest tokens whose probability is kept
-    hard: float = 0.2  # weight of the real next token, where there is one
+    hard_weight: float = 0.2  # of the real next token, where there is one
+    min_p: float = 0.02  # of what teachers tell, as in `piny.next_token`
 
 
 GPU = Plan(
@@ -117,7 +124,7 @@ def pack(stories, length):
 def parts(rows):
     "Inputs, targets and numbers of stories; -100 where a story or the row is over."
     ids, targets = rows[:, :-1].long(), rows[:, 1:].long()
-    is_last = ids == EOS
+    is_last = ids == EOS  # and not where bos stands: the rest of a long story has none
     doc_ids = is_last.cumsum(1) - is_last.long()
     return ids, targets.masked_fill(is_last | (targets == 0), -100), doc_ids
 
@@ -125,6 +132,9 @@ def parts(rows):
 def read_rows(data, split, tokenizer, plan):
     "Real stories as rows, and the bytes of their text."
     texts = list(read_stories(data, split))[:plan.n_stories]
+    if len(texts) < 20:
+        raise ValueError(f'{data} holds {len(texts)} stories of the split {split}; '
+                         'give a folder with 20 or more of each')
     stories = tokenizer.encode_batch(texts, bos=True, eos=True)
     rows = pack(stories, plan.length).to(plan.device)
     return rows, sum(len(text.encode()) for text in texts)
@@ -167,27 +177,27 @@ def loss_on_tokens(model, rows):
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def loss_on_marks(model, rows, kept_ids, kept, hard):
-    """The mean loss on the teachers' probabilities, and on the tokens by the weight `hard`.
+def loss_on_soft_targets(model, rows, kept_ids, kept, hard_weight):
+    """The mean loss on soft targets, and on the next tokens by the weight `hard_weight`.
 
-    The teachers' probabilities are those of their likeliest tokens; what they leave for
-    all others is compared with what the student leaves.
+    A soft target holds the probabilities of the likeliest tokens; what it leaves for all
+    others is compared with what the student leaves.
     """
     ids, targets, doc_ids = parts(rows)
     log_probs = logits_of(model, ids, doc_ids).log_softmax(-1)
-    chosen = log_probs.gather(-1, kept_ids.long())
+    log_kept = log_probs.gather(-1, kept_ids.long())
     kept = kept.float()
     others = (1 - kept.sum(-1)).clamp(min=0)
-    log_others = torch.log1p(-chosen.exp().sum(-1).clamp(max=1 - 1e-6))
-    soft = -(kept * chosen).sum(-1) - others * log_others
-    right = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    log_others = torch.log1p(-log_kept.exp().sum(-1).clamp(max=1 - 1e-6))
+    soft = -(kept * log_kept).sum(-1) - others * log_others
+    hard = -log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     counted = (targets >= 0).float()
-    losses = torch.lerp(soft, -right, hard[:, None])
+    losses = torch.lerp(soft, hard, hard_weight[:, None])
     return (losses * counted).sum() / counted.sum()
 
 
 def fit(model, recipe, n_steps, loss_of, report):
-    "Train by Muon, straight down to a rate of nothing; `report` is called ten times."
+    "Train by Muon, straight down to a rate of nothing; report after each tenth."
     optimizers = build_optimizers(model, 'muon', recipe.learning_rate,
                                   weight_decay=recipe.weight_decay, bfloat16=True)
     model.train()
@@ -229,7 +239,9 @@ def bits_per_byte(models, rows, n_bytes, plan):
         with in_bfloat16(plan):
             probs = sum(logits_of(model, ids, doc_ids).softmax(-1) for model in models)
         right = (probs / len(models)).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        nats -= (right.log() * (targets >= 0)).sum().item()
+        nats -= right.log().masked_fill(targets < 0, 0).sum().item()
+    if not math.isfinite(nats):
+        raise ValueError('a loss is not finite; give the recipe a lower learning rate')
     return nats / n_bytes / math.log(2)
 
 
@@ -241,14 +253,35 @@ class Work:
     def __init__(self, plan, data, work, name):
         self.plan, self.work, self.name = plan, work, name
         self.start = time.perf_counter()
+        self.say('reading stories')
         self.tokenizer = Tokenizer.from_pretrained(ASSETS/'piny-mini')
         self.real, _ = read_rows(data, 'train', self.tokenizer, plan)
         self.held_out = read_rows(data, 'validation', self.tokenizer, plan)
         self.file = work/'distil.json'
-        self.measured = read_json(self.file) if self.file.is_file() else dict(teachers=[])
-        self.note(device=device_name(plan), torch=torch.__version__,
-                  date=str(datetime.date.today()))
+        if self.file.is_file():
+            self.measured = read_json(self.file)
+            self.check()
+        else:
+            work.mkdir(parents=True, exist_ok=True)
+            self.measured = dict(
+                device=device_name(plan), torch=torch.__version__,
+                date=str(datetime.date.today()), begun_with=self.begun_with(),
+                teachers=[], students={})
         self.say(f'{len(self.real):,} rows of real stories')
+
+    def begun_with(self):
+        "What all stages must have in common: text, teachers, targets."
+        text = hashlib.sha256(self.real.cpu().numpy().tobytes()).hexdigest()[:16]
+        return dict(text=text, teacher=self.plan.teacher, n_kept=self.plan.n_kept)
+
+    def check(self):
+        "Refuse to go on with another text or plan, or to learn a student twice."
+        if self.measured['begun_with'] != self.begun_with():
+            raise ValueError(f'{self.work} was begun with other stories or another plan; '
+                             'give another folder by --work')
+        if self.name in self.measured['students']:
+            raise ValueError(f'{self.work} has a student {self.name!r} already; '
+                             'give another name by --name')
 
     def say(self, text):
         "A line with the seconds since the start."
@@ -263,14 +296,13 @@ class Work:
 
     def teach(self):
         "Train the teachers that are not there yet."
-        if (self.work/'marks.pt').is_file():
-            return  # they have done their work
         while len(self.measured['teachers']) < self.plan.n_teachers:
             self.teach_one(len(self.measured['teachers']))
-        teachers = self.load_teachers()
-        score = bits_per_byte(teachers, *self.held_out, self.plan)
-        self.note(ensemble=score)
-        self.say(f'{len(teachers)} teachers together: {score:.4f} bits per byte')
+        if 'ensemble' not in self.measured:
+            teachers = self.load_teachers()
+            score = bits_per_byte(teachers, *self.held_out, self.plan)
+            self.note(ensemble=score)
+            self.say(f'{len(teachers)} teachers together: {score:.4f} bits per byte')
 
     def recipe_of(self, n):
         "The recipes in turn; then the best of them, with a new seed."
@@ -282,6 +314,7 @@ class Work:
     def teach_one(self, n):
         "Train a teacher, and keep it."
         plan, recipe = self.plan, self.recipe_of(n)
+        self.say(f'teacher {n}: compiling')
         model = new_model(plan.teacher, recipe.dropout, recipe.seed, plan.device)
         loss_on = maybe_compile(loss_on_tokens, plan)
         numbers = torch.arange(len(self.real), device=plan.device)
@@ -303,9 +336,10 @@ class Work:
                      f'{score:.4f} bits per byte, {speed:,.0f} tokens/s')
 
         fit(model, recipe, n_steps, loss_of, report)
-        torch.save(model.state_dict(), self.work/f'teacher-{n}.pt')
-        one = dict(recipe=dataclasses.asdict(recipe), bits_per_byte=curve[-1][2],
-                   parameters=model.num_parameters(), curve=curve)
+        save(model.state_dict(), self.work/f'teacher-{n}.safetensors')
+        one = dict(recipe=dataclasses.asdict(recipe), parameters=model.num_parameters(),
+                   bits_per_byte=curve[-1][2], seconds=round(time.perf_counter() - begun),
+                   curve=curve)
         self.note(teachers=[*self.measured['teachers'], one])
 
     def load_teachers(self):
@@ -314,11 +348,10 @@ class Work:
         best = min(one['bits_per_byte'] for one in ones)
         models = []
         for n, one in enumerate(ones):
-            one['marks'] = one['bits_per_byte'] < 1.03 * best
-            if one['marks']:
+            one['in_ensemble'] = one['bits_per_byte'] < 1.03 * best
+            if one['in_ensemble']:
                 model = Piny(ModelConfig(**self.plan.teacher)).to(self.plan.device)
-                weights = torch.load(self.work/f'teacher-{n}.pt', weights_only=True)
-                model.load_state_dict(weights)
+                model.load_state_dict(load_file(self.work/f'teacher-{n}.safetensors'))
                 models.append(model.eval())
         return models
 
@@ -326,92 +359,101 @@ class Work:
 
     def tell(self):
         "Have the teachers tell stories, in turns."
-        file = self.work/'told.pt'
-        if file.is_file():
+        if 'told' in self.measured:
             return
-        teachers, told = self.load_teachers(), []
+        teachers, told, begun = self.load_teachers(), [], time.perf_counter()
+        self.say('telling')
         for n in range(self.plan.rounds):
             told += tell_many(teachers[n % len(teachers)], self.plan, seed=n)
             self.say(f'{len(told):,} stories told, {sum(map(len, told)):,} tokens')
         rows = pack(told, self.plan.length)
-        torch.save(rows, file)
-        ended = statistics.mean(story[-1] == EOS for story in told)
-        self.note(told=dict(stories=len(told), tokens=sum(map(len, told)), rows=len(rows),
-                            ended=ended))
+        save(dict(rows=rows), self.work/'told.safetensors')
         self.say(self.tokenizer.decode(told[0]))
+        self.note(told=dict(
+            stories=len(told), tokens=sum(map(len, told)), rows=len(rows),
+            ended=statistics.mean(story[-1] == EOS for story in told),
+            seconds=round(time.perf_counter() - begun)))
 
-    # -- mark
+    # -- average
+
+    def read_all(self):
+        "Rows of the real stories and of the told ones."
+        told = load_file(self.work/'told.safetensors')['rows'].to(self.plan.device)
+        return torch.cat([self.real, told])
 
     @torch.inference_mode()
-    def mark(self):
+    def average(self):
         "Average the teachers' probabilities at each token; keep the likeliest."
-        plan, file = self.plan, self.work/'marks.pt'
-        told = torch.load(self.work/'told.pt').to(plan.device)
-        self.rows = torch.cat([self.real, told])
-        self.hard = torch.zeros(len(self.rows), device=plan.device)
-        self.hard[:len(self.real)] = plan.hard
-        if file.is_file():
-            self.kept_ids, self.kept = (
-                kept.to(plan.device)
-                for kept in torch.load(file, map_location='cpu', mmap=True))
+        if 'targets' in self.measured:
             return
-        teachers = self.load_teachers()
-        shape = len(self.rows), plan.length, plan.n_kept
-        self.kept_ids = torch.empty(shape, dtype=torch.int16, device=plan.device)
-        self.kept = torch.empty(shape, dtype=torch.float16, device=plan.device)
+        plan, teachers, begun = self.plan, self.load_teachers(), time.perf_counter()
+        rows = self.read_all()
+        shape = len(rows), plan.length, plan.n_kept
+        all_ids = torch.empty(shape, dtype=torch.int16, device=plan.device)
+        all_kept = torch.empty(shape, dtype=torch.float16, device=plan.device)
 
         def probs_of(model, rows):
             ids, _, doc_ids = parts(rows)
             return logits_of(model, ids, doc_ids).softmax(-1)
 
         probs_of = maybe_compile(probs_of, plan)
-        starts = range(0, len(self.rows), plan.windows)
+        starts = range(0, len(rows), plan.windows)
         for n, start in enumerate(starts):
             some = slice(start, start + plan.windows)
             with in_bfloat16(plan):
-                probs = sum(probs_of(model, self.rows[some]) for model in teachers)
-            kept, kept_ids = (probs / len(teachers)).topk(plan.n_kept, -1)
-            self.kept[some], self.kept_ids[some] = kept, kept_ids
+                probs = sum(probs_of(model, rows[some]) for model in teachers)
+            all_kept[some], all_ids[some] = (probs / len(teachers)).topk(plan.n_kept, -1)
             if n % max(1, len(starts) // 5) == 0:
-                self.say(f'marked {n:,} of {len(starts):,} batches')
-        share = self.kept[:64].float().sum(-1).mean().item()
-        self.note(share_kept=share)
-        self.say(f'all marked; the likeliest hold {share:.4f} of the probability')
-        torch.save([self.kept_ids, self.kept], file)
-        self.say('marks are saved')
+                self.say(f'averaged {n:,} of {len(starts):,} batches')
+        share = all_kept[:64].float().sum(-1).mean().item()
+        save(dict(ids=all_ids, kept=all_kept), self.work/'targets.safetensors')
+        self.note(targets=dict(share_of_first_rows=share,
+                               seconds=round(time.perf_counter() - begun)))
 
     # -- learn
 
     def learn(self):
         "Train a student, and keep it under its name."
-        plan, recipe = self.plan, self.plan.student_recipe
+        plan, recipe, n_steps = self.plan, self.plan.student_recipe, self.plan.student_steps
+        rows, begun = self.read_all(), time.perf_counter()
+        targets = load_file(self.work/'targets.safetensors', device=plan.device)
+        hard_weight = torch.zeros(len(rows), device=plan.device)
+        hard_weight[:len(self.real)] = plan.hard_weight
         model = new_model(plan.student, 0.0, recipe.seed, plan.device)
-        loss_on = maybe_compile(loss_on_marks, plan)
-        numbers = torch.arange(len(self.rows), device=plan.device)
-        batches = batches_of(numbers, plan.windows, recipe.seed)
-        n_steps = plan.student_steps
-        curve = []
+        loss_on = maybe_compile(loss_on_soft_targets, plan)
+        numbers = torch.arange(len(rows), device=plan.device)
+        batches, curve = batches_of(numbers, plan.windows, recipe.seed), []
+        self.say(f'student {self.name}: compiling')
 
         def loss_of(step):
             some = next(batches)
             with in_bfloat16(plan):
-                return loss_on(model, self.rows[some], self.kept_ids[some],
-                               self.kept[some], self.hard[some])
+                return loss_on(model, rows[some], targets['ids'][some],
+                               targets['kept'][some], hard_weight[some])
 
         def report(step, loss):
             model.eval()
             score = bits_per_byte([model], *self.held_out, plan)
             curve.append([step, round(loss, 4), round(score, 5)])
+            left = (time.perf_counter() - begun) * (n_steps - step) / step
             self.say(f'student: step {step:,} of {n_steps:,}, loss {loss:.4f}, '
-                     f'{score:.4f} bits per byte')
+                     f'{score:.4f} bits per byte, {left:,.0f} s left')
 
         fit(model, recipe, n_steps, loss_of, report)
         model.save_pretrained(self.work/self.name, torch.bfloat16)
-        self.note(**{self.name: dict(
+        student = dict(
             recipe=dataclasses.asdict(recipe), parameters=model.num_parameters(),
-            steps=n_steps, tokens=n_steps * plan.windows * plan.length, hard=plan.hard,
-            bits_per_byte=curve[-1][2], curve=curve)})
-        self.say(f'done: {self.name}, {curve[-1][2]:.4f} bits per byte')
+            steps=n_steps, tokens=n_steps * plan.windows * plan.length,
+            hard_weight=plan.hard_weight, bits_per_byte=curve[-1][2],
+            seconds=round(time.perf_counter() - begun), curve=curve)
+        self.note(students={**self.measured['students'], self.name: student})
+
+
+def save(tensors, path):
+    "Write tensors as a file, whole or not at all."
+    with replacing(path) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()},
+                  unfinished)
 
 
 @torch.inference_mode()
@@ -431,7 +473,8 @@ def tell_many(model, plan, seed):
         with in_bfloat16(plan):
             states = model.states(tokens[going, t, None], positions=places, attend=attend)
             probs = model.logits(states)[:, 0].softmax(-1)
-        probs = probs.masked_fill(probs < 0.02 * probs.amax(-1, keepdim=True), 0)
+        least = plan.min_p * probs.amax(-1, keepdim=True)
+        probs = probs.masked_fill(probs < least, 0)
         tokens[going, t + 1] = torch.multinomial(probs, 1)[:, 0]
         if t % 16 == 15:
             goes_on = (tokens[going, :t + 2] != EOS).all(1)
@@ -457,6 +500,15 @@ def cached_attention(keys, values, t):
     return attend
 
 
+def changed_plan(plan, options):
+    "The plan, with another student where one is asked for."
+    recipe = plan.student_recipe
+    if options.weight_decay is not None:
+        recipe = dataclasses.replace(recipe, weight_decay=options.weight_decay)
+    return dataclasses.replace(plan, student_recipe=recipe,
+                               student_steps=options.steps or plan.student_steps)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -469,23 +521,22 @@ def main():
     parser.add_argument('--weight_decay', type=float, help='of the student')
     parser.add_argument('--rehearse', action='store_true', help='on a CPU, tiny')
     options = parser.parse_args()
-    plan = REHEARSAL if options.rehearse else GPU
+    if not re.fullmatch('[a-z0-9-]+', options.name):
+        parser.error(f'--name is {options.name!r}; expected small letters, digits and -')
+    if options.steps is not None and options.steps < 1:
+        parser.error(f'--steps is {options.steps}; expected 1 or more')
+    plan = changed_plan(REHEARSAL if options.rehearse else GPU, options)
     if plan.device == 'cuda' and not torch.cuda.is_available():
         parser.error('there is no GPU here; --rehearse runs all stages on a CPU')
-    if options.steps:
-        plan = dataclasses.replace(plan, student_steps=options.steps)
-    if options.weight_decay is not None:
-        recipe = dataclasses.replace(plan.student_recipe,
-                                     weight_decay=options.weight_decay)
-        plan = dataclasses.replace(plan, student_recipe=recipe)
     torch._dynamo.config.recompile_limit = 64  # each model is compiled anew
-    options.work.mkdir(parents=True, exist_ok=True)
-    work = Work(plan, options.data, options.work, options.name)
-    for stage in STAGES[:STAGES.index(options.until) + 1]:
-        begun = time.perf_counter()
-        getattr(work, stage)()
-        taken = {stage: round(time.perf_counter() - begun)}
-        work.note(seconds={**taken, **work.measured.get('seconds', {})})
+
+    def run_stages():
+        name = options.name if options.until == 'learn' else None
+        work = Work(plan, options.data, options.work, name)
+        for stage in STAGES[:STAGES.index(options.until) + 1]:
+            getattr(work, stage)()
+
+    sys.exit(run_command(run_stages))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ with its model card, `distil.json` here, `quality.json` with the measures, and
 `piny-mini.json` with a story for each prompt.
 """
 import argparse
-import shutil
 from pathlib import Path
 
 from quality import measure
@@ -37,7 +36,8 @@ def tell(data):
     model, tokenizer = load_checkpoint('piny-mini')
     sheet = [question.prompt for question in read_prompt_sheet()]
     prompts = CARD_PROMPTS + PROMPTS + sheet
-    sequences = generate(Decoder(model), tokenizer, prompts, details=True, seed=0)
+    sequences = generate(Decoder(model), tokenizer, prompts, details=True, seed=0,
+                         progress=True)
     detector = CopyDetector(list(read_stories(data, 'train')))
     told = []
     for prompt, sequence in zip(prompts, sequences):
@@ -47,7 +47,7 @@ def tell(data):
     return told
 
 
-def data_text(data):
+def describe_data(data):
     "Which stories the student and its teachers have read."
     from piny.dataset import read_stories
     stories = list(read_stories(data, 'train'))
@@ -56,28 +56,33 @@ def data_text(data):
             'sample that are whole.')
 
 
-def training_text(record):
+def span(values):
+    "The least and the greatest of some numbers, in words."
+    return f'{min(values):g} to {max(values):g}'
+
+
+def describe_training(record):
     "How the student came about, in a list."
-    teachers = [one for one in record['teachers'] if one['marks']]
-    told, student = record['told'], record['student']
-    recipe, each = student['recipe'], [one['recipe'] for one in teachers]
-    alone = [one['bits_per_byte'] for one in teachers]
+    teachers = [one for one in record['teachers'] if one['in_ensemble']]
+    told, student = record['told'], record['students']['student']
+    recipe, alone = student['recipe'], [one['bits_per_byte'] for one in teachers]
+    of_teachers = {name: span([one['recipe'][name] for one in teachers])
+                   for name in ('passes', 'dropout', 'weight_decay')}
     return '\n'.join([
         f'- {len(teachers)} teachers of {teachers[0]["parameters"]:,} parameters: '
-        f'{min(one["passes"] for one in each)} to {max(one["passes"] for one in each)} '
-        f'passes each, by Muon, with dropout of {min(one["dropout"] for one in each)} to '
-        f'{max(one["dropout"] for one in each)} and weight decay of '
-        f'{min(one["weight_decay"] for one in each):g} to '
-        f'{max(one["weight_decay"] for one in each):g}; {min(alone):.3f} to '
-        f'{max(alone):.3f} bits per byte, averaged {record["ensemble"]:.3f}',
+        f'{of_teachers["passes"]} passes each, by Muon, with dropout of '
+        f'{of_teachers["dropout"]} and weight decay of {of_teachers["weight_decay"]}; '
+        f'{min(alone):.3f} to {max(alone):.3f} bits per byte, averaged '
+        f'{record["ensemble"]:.3f}',
         f'- {told["stories"]:,} new stories, told by the teachers: '
         f'{told["tokens"] / 1e6:.1f} million tokens',
-        f'- the student: {student["steps"]:,} steps of 32,768 tokens, '
+        f'- the student: {student["steps"]:,} steps of '
+        f'{student["tokens"] // student["steps"]:,} tokens, '
         f'{student["tokens"] / 1e6:.1f} million in all, on the real and the told stories. '
         'It learns the averaged probabilities of the teachers, and on real stories, by a '
-        f'weight of {student["hard"]}, the next token. Muon, learning rate '
-        f'{recipe["learning_rate"]:g} after 60 steps of warm-up, then a straight line '
-        f'to 0; weight decay {recipe["weight_decay"]:g}, seed {recipe["seed"]}'])
+        f'weight of {student["hard_weight"]}, the next token. Muon, learning rate '
+        f'{recipe["learning_rate"]:g} after a warm-up, then a straight line to 0; weight '
+        f'decay {recipe["weight_decay"]:g}, seed {recipe["seed"]}'])
 
 
 def draw(record, path):
@@ -86,14 +91,15 @@ def draw(record, path):
     matplotlib.use('agg')
     from matplotlib import pyplot as plt
     fig, axes = plt.subplots(figsize=(6, 3), layout='constrained')
-    tokens = 64 * 512 / 1e6  # of a step, in millions
-    for n, one in enumerate(one for one in record['teachers'] if one['marks']):
+    student = record['students']['student']
+    millions = student['tokens'] / student['steps'] / 1e6  # tokens of a step
+    for n, one in enumerate(one for one in record['teachers'] if one['in_ensemble']):
         steps, _, scores = zip(*one['curve'])
-        axes.plot([step * tokens for step in steps], scores, 'C0', lw=1,
+        axes.plot([step * millions for step in steps], scores, 'C0', lw=1,
                   label=None if n else 'teachers')
     axes.axhline(record['ensemble'], color='C0', ls='--', lw=1, label='teachers, averaged')
-    steps, _, scores = zip(*record['student']['curve'])
-    axes.plot([step * tokens for step in steps], scores, 'C1o-', ms=3, label='student')
+    steps, _, scores = zip(*student['curve'])
+    axes.plot([step * millions for step in steps], scores, 'C1o-', ms=3, label='student')
     axes.set(xlabel='tokens read (millions)', ylabel='bits per byte, held-out stories',
              xlim=0)
     axes.legend(frameon=False)
@@ -110,7 +116,7 @@ def write_card(record, measured, data):
     card = CARD_TEMPLATE.format(
         metadata=card_metadata('apache-2.0', ['roneneldan/TinyStories']), name='piny-mini',
         parameters=model.num_parameters(), **vars(read_config(FOLDER)),
-        data=data_text(data), stages=training_text(record),
+        data=describe_data(data), stages=describe_training(record),
         versions=f'With torch {record["torch"]} on an {record["device"]}.',
         loss=loss_text(None, None, measured['loss']), measures=measures_section(measured),
         story='\n'.join(f'> {line}' for line in story.split('\n')))
@@ -124,9 +130,13 @@ def main():
     parser.add_argument('--data', required=True, help='folder of stories')
     parser.add_argument('--n', type=int, default=200, help='stories to measure (200)')
     options = parser.parse_args()
+    if not (options.work/'student'/'model.safetensors').is_file():
+        parser.error(f'{options.work} has no student; make one with distil.py')
     record = read_json(options.work/'distil.json')
+    if record['device'] == 'cpu':
+        parser.error(f'{options.work} holds a rehearsal; give a folder made on a GPU')
     for name in ('config.json', 'generation_config.json', 'model.safetensors'):
-        shutil.copy2(options.work/'student'/name, FOLDER/name)
+        write_file(FOLDER/name, (options.work/'student'/name).read_bytes())
     write_json(HERE/'distil.json', record, indent=1)
     draw(record, FOLDER/'loss.png')
     write_card(record, measure('piny-mini', options.data, options.n), options.data)

@@ -1,6 +1,6 @@
 """Which settings of sampling tell the best stories? Readers mark them without knowing.
 
-    python nbs/results/settings.py tell --work FOLDER --before OLD [--rounds N …]
+    python nbs/results/settings.py tell --work FOLDER --earlier OLD [--rounds N …]
     python nbs/results/settings.py gather --work FOLDER --data STORIES
 
 `tell` has weights tell stories in six rounds, some ten minutes on two cores: the first
@@ -48,14 +48,15 @@ ROUNDS = [  # which of the beginnings, seeds, settings
     (ALL, (800,), [changed(), changed(1.0, 0.2, 1.1), changed(1.0, 0.1, 1.1),
                    changed(1.0, 0.2), changed(0.8, 0.1, 1.05)]),
 ]
+EVERY_ROUND = range(1, len(ROUNDS) + 1)
 
 
 def contestants(number):
     "Of a round: which weights tell by which settings."
     all_settings = ROUNDS[number - 1][2]
     if number < 6:
-        return [('before', settings) for settings in all_settings]
-    return [('before', changed(1.0, 0.2, 1.1)), *(('present', s) for s in all_settings)]
+        return [('earlier', settings) for settings in all_settings]
+    return [('earlier', changed(1.0, 0.2, 1.1)), *(('present', s) for s in all_settings)]
 
 
 TASK = '''Stories for children, written by machines. Each begins with a line "=== NUMBER"
@@ -91,8 +92,9 @@ def tell_round(load, number, beginnings):
         for seed in seeds:
             told = generate(*load(weights), beginnings, details=True, seed=seed,
                             **settings)
-            rows += [dict(weights=weights, settings=settings, prompt=beginnings[i], seed=seed,
-                          sheet=i * N_SHEETS // len(beginnings), text=sequence.text,
+            told_by = dict(weights=weights, settings=settings, seed=seed)
+            rows += [dict(told_by, prompt=beginnings[i], text=sequence.text,
+                          sheet=i * N_SHEETS // len(beginnings),
                           ended=sequence.finish_reason)
                      for i, sequence in enumerate(told)]
     return rows
@@ -113,7 +115,7 @@ def write_sheets(work, number, rows):
     (work/f'key-{number}.json').write_text(key, encoding='utf-8')
 
 
-def tell(work, before, rounds):
+def tell(work, earlier, rounds):
     "Tell the stories of some rounds, shuffled onto sheets for readers."
     from piny.decoder import Decoder
     from piny.pretrained import load_checkpoint
@@ -121,7 +123,7 @@ def tell(work, before, rounds):
 
     @functools.cache
     def load(weights):
-        model, tokenizer = load_checkpoint(before if weights == 'before' else 'piny-mini')
+        model, tokenizer = load_checkpoint(earlier if weights == 'earlier' else 'piny-mini')
         return Decoder(model), tokenizer
 
     own = runpy.run_path(str(HERE/'piny-mini.py'))['PROMPTS']
@@ -130,6 +132,7 @@ def tell(work, before, rounds):
         rows = tell_round(load, number, beginnings)
         random.Random(number).shuffle(rows)
         write_sheets(work, number, rows)
+        print(f'round {number}: {len(rows)} stories', flush=True)
 
 
 def gather(work, data):
@@ -137,7 +140,7 @@ def gather(work, data):
     from piny.dataset import read_stories
     from piny.measures import CopyDetector
     detector, groups = CopyDetector(list(read_stories(data, 'train'))), []
-    for number in range(1, len(ROUNDS) + 1):
+    for number in EVERY_ROUND:
         folder, marks = work/str(number), {}
         for i in range(N_SHEETS):
             for mark in json.loads((folder/f'marks-{i}.json').read_text('utf-8')):
@@ -162,15 +165,15 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('tell', 'gather'))
     parser.add_argument('--work', required=True, type=Path, help='folder of the sheets')
-    parser.add_argument('--before', help='model folder of the earlier weights, for tell')
-    parser.add_argument('--rounds', type=int, nargs='+', choices=range(1, 7),
-                        default=range(1, 7), help='to tell (all)')
+    parser.add_argument('--earlier', help='model folder of the earlier weights, for tell')
+    parser.add_argument('--rounds', type=int, nargs='+', choices=EVERY_ROUND,
+                        default=EVERY_ROUND, help='to tell (all)')
     parser.add_argument('--data', help='folder of stories, for gather')
     options = parser.parse_args()
     if options.what == 'tell':
-        if not options.before:
-            parser.error('tell wants the folder of the earlier weights; give it by --before')
-        tell(options.work, options.before, options.rounds)
+        if not options.earlier:
+            parser.error('tell wants the earlier weights; give their folder by --earlier')
+        tell(options.work, options.earlier, options.rounds)
     elif options.data:
         gather(options.work, options.data)
     else:
