@@ -441,9 +441,10 @@ class Work:
 
         fit(model, recipe, n_steps, loss_of, report)
         model.save_pretrained(self.work/self.name, torch.bfloat16)
+        filled = (rows[:, :-1] > 0).float().mean().item()  # the rest is padding
         student = dict(
             recipe=dataclasses.asdict(recipe), parameters=model.num_parameters(),
-            steps=n_steps, tokens=n_steps * plan.windows * plan.length,
+            steps=n_steps, tokens=round(n_steps * plan.windows * plan.length * filled),
             hard_weight=plan.hard_weight, bits_per_byte=curve[-1][2],
             seconds=round(time.perf_counter() - begun), curve=curve)
         self.note(students={**self.measured['students'], self.name: student})
