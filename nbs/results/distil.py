@@ -445,7 +445,8 @@ class Work:
         student = dict(
             recipe=dataclasses.asdict(recipe), parameters=model.num_parameters(),
             steps=n_steps, tokens=round(n_steps * plan.windows * plan.length * filled),
-            hard_weight=plan.hard_weight, bits_per_byte=curve[-1][2],
+            passes=n_steps * plan.windows / len(rows), hard_weight=plan.hard_weight,
+            bits_per_byte=curve[-1][2],
             seconds=round(time.perf_counter() - begun), curve=curve)
         self.note(students={**self.measured['students'], self.name: student})
 

@@ -77,7 +77,7 @@ def describe_training(record):
         f'- {told["stories"]:,} new stories, told by the teachers: '
         f'{told["tokens"] / 1e6:.1f} million tokens',
         f'- the student: {student["steps"]:,} steps, {student["tokens"] / 1e6:.0f} million '
-        'tokens in all, on the real and the told stories. '
+        f'tokens in all, {student["passes"]:.0f} passes over real and told stories. '
         'It learns the averaged probabilities of the teachers, and on real stories, by a '
         f'weight of {student["hard_weight"]}, the next token. Muon, learning rate '
         f'{recipe["learning_rate"]:g} after a warm-up, then a straight line to 0; weight '

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import piny.attention
 import piny.decoder
 import piny.model
+import piny.training
 from piny.attention import Attention, causal_attention
 from piny.model import Block, Piny
 from piny.rmsnorm import RMSNorm
@@ -170,6 +171,48 @@ def unscaled_weights(model, std, n_layers):
                 weight.normal_(0, std)
 
 
+def small_steps_first(trainer):
+    """`accumulate_gradients`, whose batch grows: a quarter, a half, then the whole.
+
+    In the first quarter of a run each of a batch's four micro-batches makes a step of its
+    own, in the second quarter two do; the rate follows the root of the batch.
+    """
+    progress, whole = trainer.state.step / trainer.config.max_steps, trainer.accumulations
+    together = 1 if progress < 0.25 else 2 if progress < 0.5 else whole
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group['lr'] *= math.sqrt(together / whole)
+    total = torch.zeros(())
+    for n in range(1, whole + 1):
+        loss = piny.training.micro_batch_loss(trainer)  # its share of the whole batch
+        (loss * whole / together).backward()
+        total = total + loss.detach()
+        if n % together == 0 and n < whole:  # the last step is the caller's
+            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip)
+            for optimizer in trainer.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    return total
+
+
+plain_pause = piny.training.pause
+
+
+@torch.no_grad()
+def pause_with_average(trainer):
+    "`pause`, which validates and saves a running mean of the weights of some ten steps."
+    weights = list(trainer.model.parameters())
+    trained = [weight.clone() for weight in weights]
+    if not hasattr(trainer, 'average'):
+        trainer.average = trained
+    trainer.average = [torch.lerp(*pair, 0.1) for pair in zip(trainer.average, trained)]
+    torch._foreach_copy_(weights, trainer.average)
+    goes_on = plain_pause(trainer)
+    if goes_on:
+        torch._foreach_copy_(weights, trained)
+    return goes_on
+
+
 def patch(target, name, new):
     "One attribute in the place of another."
     return mock.patch.object(target, name, new)
@@ -191,6 +234,8 @@ VARIATIONS = {
     'z-loss': [patch(Piny, 'forward', loss_from_logits(z_loss))],
     'soft-cap': [patch(Piny, 'forward', loss_from_logits(F.cross_entropy)),
                  patch(Piny, 'logits', capped_logits)],
+    'growing-batch': [patch(piny.training, 'accumulate_gradients', small_steps_first)],
+    'averaged-weights': [patch(piny.training, 'pause', pause_with_average)],
     'unscaled-weights': [patch(piny.model, 'init_weights', unscaled_weights)],
 }
 
