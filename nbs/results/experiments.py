@@ -162,6 +162,9 @@ AT_MINI = {
                                  seeds=(0,), tokens_per_step=2048, learning_rate=2e-3),
     'mini-tuned-3e-3': mini('The tuned recipe at the best rate for `mini`', TUNED,
                             learning_rate=3e-3),
+    **{f'mini-{dtype}': mini('What does bfloat16 cost at `mini`?', TUNED, tokens=500_000,
+                             seeds=(0, 1, 2), learning_rate=3e-3, dtype=dtype)
+       for dtype in ('float32', 'bfloat16')},
     'mini-tuned-3e-3-third': mini('The same, a third of the tokens', TUNED,
                                   tokens=2_670_000, learning_rate=3e-3),
 }
