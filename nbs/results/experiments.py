@@ -82,7 +82,7 @@ SEARCH = {
     'averaged-constant': small('The same, and a rate that does not fall?', MUON,
                                seeds=(0, 1), variation='averaged-weights',
                                final_ratio=1.0),
-    'constant': small('A rate that does not fall?', MUON, seeds=(0, 1), final_ratio=1.0),
+    'constant': small('A rate that does not fall?', MUON, final_ratio=1.0),
     'linear': small('Straight down instead of a cosine?', MUON, seeds=(0, 1, 2),
                     schedule='linear'),
     'wsd': small('The peak for four fifths, then straight down?', MUON, seeds=(0, 1, 2),
