@@ -79,7 +79,7 @@ SEARCH = {
                           variation='growing-batch', micro_batch=4),
     'averaged': small('A running mean of the weights?', MUON, seeds=(0, 1),
                       variation='averaged-weights'),
-    'averaged-constant': small('The same, and a rate that does not fall?', MUON,
+    'averaged-constant': small('A running mean, and a rate that does not fall?', MUON,
                                seeds=(0, 1), variation='averaged-weights',
                                final_ratio=1.0),
     'constant': small('A rate that does not fall?', MUON, final_ratio=1.0),
