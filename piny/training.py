@@ -37,7 +37,6 @@ from piny.trainer import (
     Trainer,
     make_trainer,
     measure_speed,
-    use_bf16,
     validation_loss,
     warn_on_error,
     write_above_bar,
@@ -66,7 +65,7 @@ def micro_batch_loss(
     ids = ids.to(device, non_blocking=True)
     targets = targets.to(device, non_blocking=True)
     doc_ids = document_ids(ids) if config.packing == 'stories' else None
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config, device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=trainer.bf16):
         return trainer.forward(ids, targets, doc_ids=doc_ids) / trainer.accumulations
 
 

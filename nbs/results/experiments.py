@@ -206,6 +206,12 @@ AT_FULL |= {
                                     tokens=500_000)
     for rate in ('12e-3', '3e-3', '1.5e-3', '7.5e-4')
 }
+AT_FULL |= {
+    f'full-{dtype}': Experiment("What does bfloat16 cost at the card's size?",
+                                {**FULL, **TUNED, 'learning_rate': 3e-3, 'dtype': dtype},
+                                tokens=500_000, seeds=(0, 1, 2))
+    for dtype in ('float32', 'bfloat16')
+}
 
 # Five sizes, each on four numbers of tokens.
 SHAPES = {  # width, width inside, layers, heads, key and value heads
