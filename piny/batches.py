@@ -21,7 +21,7 @@ from .shards import TokenShards
 
 # %% ../nbs/06_batches.ipynb #45f120e4
 def window_order(
-    numbers: Iterable[int],  # which windows of the run, counted from its start
+    numbers: Sequence[int],  # which windows of the run, counted from its start
     n_windows: int,  # windows in an epoch
     seed: int,  # the run's
 ) -> np.ndarray:  # int64, which window of the data each is
@@ -78,14 +78,20 @@ def window_starts(
             'and the token after it; give more text or a smaller --seq_len')
     if packing == 'stream':
         return range(0, last + 1, seq_len)
-    starts = story_window_starts(story_places(tokens, bos_id), len(tokens), seq_len)
+    if packing != 'stories':
+        raise ValueError(f'packing is {packing!r}; expected stream or stories')
+    stories = story_places(tokens, bos_id)
+    if not stories:
+        raise ValueError(f'No story begins in the data, for they hold no bos, id {bos_id}; '
+                         'prepare them again, or choose packing stream')
+    starts = story_window_starts(stories, len(tokens), seq_len)
     return np.array([start for start in starts if start <= last], dtype=np.int64)
 
 # %% ../nbs/06_batches.ipynb #c190a39c
 def get_batch(
     tokens: TokenShards,  # the training split
     starts: Sequence[int] | np.ndarray,  # of `window_starts`
-    numbers: Iterable[int],  # which windows of the run, counted from its start
+    numbers: Sequence[int],  # which windows of the run, counted from its start
     seq_len: int,  # tokens in a window
     seed: int,  # the run's
 ) -> tuple[torch.Tensor, torch.Tensor]:  # input ids and target ids, each (B, T) int64

@@ -34,7 +34,7 @@ from .tokenizer import Tokenizer
 def read_stories(
     source: str | Path,  # as for `raw_stories`, or a folder that `prepare` has made
     split: str = 'train',  # `train` or `validation`
-    without: Collection[str] = (),  # rules that are turned off
+    without: Collection[str] = (),  # rules that are turned off; prepared data keep theirs
     revision: str | None = None,  # of a data set on the hub; None: ask the hub
 ) -> Iterator[str]:  # clean stories
     "Read clean stories: of prepared data, or of a source by all rules but `leak`."

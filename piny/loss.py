@@ -81,6 +81,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 gradient = scores.to(dtype)
                 d_states[chunk] = gradient @ table
                 d_weight.add_(gradient.T @ h)
+                del gradient
+            del scores  # before the next chunk makes its own
 
         ctx.save_for_backward(d_states, d_weight)
         return total / n_counted

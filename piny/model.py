@@ -159,6 +159,12 @@ def check_shapes(
                 f'{name} must have the shape of ids, {shape}, '
                 f'but have {tuple(tensor.shape)}; give one number for each token'
             )
+        whole = torch.int64, torch.int32
+        if tensor is not None and name != 'doc_ids' and tensor.dtype not in whole:
+            raise ValueError(
+                f'{name} must be whole numbers (int64 or int32), but are '
+                f'{str(tensor.dtype)[6:]}; make them so with {name}.long()'
+            )
     if shape[1] > config.context:
         raise ValueError(
             f'{shape[1]} tokens were given, but there is room for {config.context}; '

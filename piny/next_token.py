@@ -125,7 +125,7 @@ def apply_repetition_penalty(
     said: list[set[int]],  # of each row the tokens of its prompt and story so far
     penalties: list[float],  # one a row; above 1: less repetition
 ) -> torch.Tensor:  # (B, V)
-    "Logits with the repetition penalty (Keskar et al. 2019, section 4.1)."
+    "Logits with the repetition penalty (after Keskar et al. 2019, section 4.1)."
     counts = torch.tensor([len(tokens) for tokens in said])
     rows = torch.arange(len(said)).repeat_interleave(counts)
     tokens = torch.tensor(list(itertools.chain.from_iterable(said)))

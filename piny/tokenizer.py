@@ -54,10 +54,10 @@ def train_pieces(
     vocab_size: int = 16384,  # pieces wanted: 3 special, 256 bytes, characters, merges
 ) -> ModelProto:  # SentencePiece's model; fewer pieces where the text gives no more
     "Learn BPE (Sennrich et al. 2016) with SentencePiece; a ValueError says what lacks."
-    if not 270 <= vocab_size <= 65535:
+    if not 270 <= vocab_size <= 2**16:
         raise ValueError(
             f'The vocabulary was to have {vocab_size:,} pieces; choose from 270 '
-            '(special pieces, bytes, digits, space) to 65,535 (16-bit ids).')
+            '(special pieces, bytes, digits, space) to 65,536 (16-bit ids).')
     model = io.BytesIO()
     texts = [story.encode() for story in stories]
     threads = min(os.cpu_count() or 1, 16)

@@ -253,7 +253,7 @@ def varied(name):
 
 
 def check(name):
-    "Does a varied model learn one batch by heart, and is it told as it is trained?"
+    "Does a varied model learn one batch, and is it told as it is trained?"
     from piny.decoder import Decoder
     from piny.model import ModelConfig
     with varied(name):
