@@ -108,7 +108,7 @@ class AttentionView(Panel):
             self.paper.value = error_html(error)
             return
         added = [added_text(self.tokenizer, ids[:i], ids[i]) for i in range(1, len(ids))]
-        self.ids, self.words = ids, ['(begin)', *added]
+        self.ids, self.words = ids, ['(begin)', *(text or '…' for text in added)]
         self.weights = attention_weights(self.model, ids)
         self.nats = [0.0, *surprise(self.model, ids)] if added else [0.0]
         self.token.max = len(ids) - 1

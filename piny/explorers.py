@@ -48,7 +48,10 @@ def added_text(
     "Decode a token as what it adds to the tokens before it."
     if token_id == tokenizer.eos_id:
         return '(end)'
-    return tokenizer.decode([*ids, token_id])[len(tokenizer.decode(ids)):]
+    # bytes of a character that is not yet whole decode to U+FFFD, and add nothing
+    before, after = (tokenizer.decode(tokens).rstrip('\N{REPLACEMENT CHARACTER}')
+                     for tokens in (ids, [*ids, token_id]))
+    return after[len(before):]
 
 
 def encode_in_context(

@@ -76,7 +76,7 @@ def follow_latest(
         name = read_pointer(latest) if latest.is_file() else ''
     except ValueError:
         name = ''
-    if has_weights(checkpoints/name):
+    if name and has_weights(checkpoints/name):
         return checkpoints/name
     newest = newest_step(checkpoints)
     if newest:
@@ -96,7 +96,7 @@ def find_checkpoint(
     path = Path(path)
     if str(path) == BUILT_IN and not path.exists():
         return Path(str(resources.files('piny')/'assets'/BUILT_IN))
-    if path.name.endswith(('.safetensors', INDEX)) and not path.is_dir():
+    if path.name.endswith(('.safetensors', INDEX)) and path.is_file():
         path = path.parent
     if (path/'checkpoints').is_dir():
         path = path/'checkpoints'/'latest'

@@ -61,7 +61,7 @@ def llama_config(
 def rope_of_llama(
     llama: dict[str, Any],  # what config.json holds
 ) -> dict[str, Any]:  # rope_type and rope_theta
-    "How a folder wants RoPE; a ValueError where it says two different things."
+    "How a folder wants RoPE; a ValueError where it has both forms, or two bases."
     places = [name for name in ('rope_parameters', 'rope_scaling') if llama.get(name)]
     if len(places) > 1:
         raise ValueError(

@@ -308,9 +308,8 @@ def find_start(
     run: Path,  # the run folder, locked
     named: str | Path | None,  # a checkpoint that was asked for; None: the newest whole one
     state: RunState,  # of a beginning
-    max_steps: int,  # where the run stops
-) -> tuple[Path | None, RunState]:  # the checkpoint, and how far the run had come there
-    "Where a run goes on; one line says so."
+) -> tuple[Path | None, RunState, str]:  # the checkpoint, the state there, and a line to say
+    "Where a run goes on."
     clear_leftovers(run)
     start, notice = choose_checkpoint(run, named)
     if start:
@@ -319,9 +318,7 @@ def find_start(
         notice = notice or f'{run} goes on after step {state.step:,}.'
     else:
         notice = f'{run} has no checkpoint yet; it starts from its beginning.'
-    if state.step < max_steps:
-        say(notice)
-    return start, state
+    return start, state, notice
 
 
 def check_state(
@@ -352,13 +349,15 @@ def open_run(
     run.mkdir(parents=True, exist_ok=True)
     lock_run(run, 30 if again else 0, stack)
 
-    start, state = None, RunState(data_identity(data_card(data)))
+    start, state, notice = None, RunState(data_identity(data_card(data))), ''
     if resume or again:
         state.data = data_identity(read_json(run/'run.json')['data'])
         named = None if again or Path(str(resume)) == run else resume
-        start, state = find_start(run, named, state, config.max_steps)
+        start, state, notice = find_start(run, named, state)
     check_state(config, run, state, data)
     if state.step < config.max_steps:
+        if notice:
+            say(notice)
         if start:
             start, names = set_aside(run, start)
             if names:

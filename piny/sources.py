@@ -201,7 +201,7 @@ def with_patience(
     texts: Iterator[str],
     seconds: float,  # how long to wait for the next ones
 ) -> Iterator[str]:  # the same
-    "Pass texts on; a TimeoutError where none come for so many seconds."
+    "Pass texts on; a TimeoutError where the next thousand take longer than so many seconds."
     reader = ThreadPool(1)  # its thread keeps no process from ending
     try:
         while batch := reader.apply_async(next_texts, [texts]).get(seconds):

@@ -131,6 +131,9 @@ def story_losses(
     progress: bool = False,  # show a bar?
 ) -> list[np.ndarray]:  # for each story: nats of each token after bos
     "Loss of each token of each story, every story alone."
+    if any(len(ids) < 2 for ids in stories):
+        raise ValueError('A story of fewer than two tokens has none to predict; encode it '
+                         'with bos and eos')
     windows = windows_to_score(stories, context, stride)
     window_losses: dict[int, np.ndarray] = {}
     total = sum(len(window.ids) - 1 for window in windows)

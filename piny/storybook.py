@@ -76,7 +76,8 @@ def read_slot(
     shown: set[str],  # the fields that stand outside brackets
 ) -> list[dict[str, str]]:  # for each value of the slot, what each field becomes
     "Read one slot; a ValueError refuses one whose values could read the same."
-    names, *values = [part.strip().split(' / ') for part in re.split('[:|]', line)]
+    parts = line.replace(':', '|', 1).split('|')
+    names, *values = [part.strip().split(' / ') for part in parts]
     if not values or any(len(value) != len(names) for value in values):
         raise ValueError(f'Slot {line!r} must give {len(names)} parts in each of its '
                          'values, with " / " between.')
@@ -107,6 +108,11 @@ def read_plot(
     plain_text = ''.join(choice[0] for choice in choices[::2])
     shown = set(re.findall('{(.+?)}', plain_text))
     lines = re.sub(r'\n\s+', ' ', slot_lines.strip()).splitlines()
+    names = [name for line in lines
+             for name in line.partition(':')[0].strip().split(' / ')]
+    if len({*names, 'a', 'b'}) < len(names) + 2:
+        raise ValueError('Each slot needs a name of its own, other than a and b, which are '
+                         'the cast: rename one.')
     slots = [read_slot(line, fields, shown) for line in lines]
     unknown = set(fields) - {*person('Mia', 'A'), *person('Ben', 'B')}
     unknown = unknown.difference(*(slot[0] for slot in slots))

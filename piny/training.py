@@ -287,8 +287,12 @@ def train(
         trainer = make_trainer(config, resume, inputs, world, stop, stack)
         if trainer.first_step == config.max_steps:
             if world.is_main:
+                at_zero = config.final_ratio == 0 and config.max_steps == config.decay_steps
+                advice = 'give a higher --max_steps'
+                if at_zero:
+                    advice = 'begin a new run with --init_from'
                 say(f'{trainer.run} is finished: it has done its {config.max_steps:,} '
-                    'steps; to train on, give a higher --max_steps')
+                    f'steps; to train on, {advice}')
             return trainer.run
         trainer.watch = watch
         trainer.clock, trainer.drawn = time.perf_counter(), time.monotonic()

@@ -183,7 +183,7 @@ def suggest_value(
     if isinstance(values, list):
         return trial.suggest_categorical(name, values)
     low, high = values['low'], values['high']
-    log = 0 < 10 * low <= high
+    log = low > 0 and high / low > 9.999  # 10 * 3e-5 is a little more than 3e-4
     if isinstance(low, int):
         return trial.suggest_int(name, low, high, log=log)
     return trial.suggest_float(name, low, high, log=log)
@@ -192,8 +192,9 @@ def suggest_value(
 def bits_per_byte(
     run: Path,  # a run folder
 ) -> list[float]:  # of each validation so far
-    "What the validations of a run have measured."
-    return [line['val_bits_per_byte'] for line in read_metrics(run) if 'val_loss' in line]
+    "What the validations of a run have measured; infinity where a loss was not finite."
+    return [line.get('val_bits_per_byte', math.inf) for line in read_metrics(run)
+            if 'val_bytes_per_token' in line]
 
 
 class ValidationReporter:
@@ -282,7 +283,11 @@ def run_trial(
                 raise  # data or disk: the next trial would not begin either
             say(f'{run.name}: {error}')
             raise optuna.TrialPruned from None
-    return bits_per_byte(run)[-1]
+    value = bits_per_byte(run)[-1]
+    if not math.isfinite(value):
+        say(f'{run.name}: the loss of its last validation is not finite')
+        raise optuna.TrialPruned
+    return value
 
 # %% ../nbs/28_trials.ipynb #a13a550e
 def is_cut_off(
