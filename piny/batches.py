@@ -26,9 +26,8 @@ def window_order(
     seed: int,  # the run's
 ) -> np.ndarray:  # int64, which window of the data each is
     "Choose a run's windows: epoch after epoch, each a new permutation of all windows."
-    numbers = np.asarray(numbers, dtype=np.int64)
-    epochs, places = np.divmod(numbers, n_windows)
-    order = np.empty_like(numbers)
+    epochs, places = np.divmod(np.asarray(numbers, dtype=np.int64), n_windows)
+    order = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         order[here] = permute(places[here], n_windows, (seed << 32) + int(epoch))

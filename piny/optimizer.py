@@ -50,7 +50,7 @@ def parameter_groups(
     parameters: list[nn.Parameter],  # of a model
     weight_decay: float = 0.1,  # of those with two axes or more
 ) -> list[dict]:  # groups as `torch.optim` takes them; empty ones left out
-    "Matrices with weight decay, vectors without (as in GPT; Radford et al., 2018, sec. 4.1)."
+    "Matrices with weight decay, vectors without (Radford et al., 2018, section 4.1)."
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     groups = [dict(params=matrices, weight_decay=weight_decay),

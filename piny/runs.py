@@ -308,7 +308,7 @@ def find_start(
     run: Path,  # the run folder, locked
     named: str | Path | None,  # a checkpoint that was asked for; None: the newest whole one
     state: RunState,  # of a beginning
-) -> tuple[Path | None, RunState, str]:  # the checkpoint, the state there, and a line to say
+) -> tuple[Path | None, RunState, str]:  # the checkpoint, the state there, what to say
     "Where a run goes on."
     clear_leftovers(run)
     start, notice = choose_checkpoint(run, named)

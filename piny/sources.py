@@ -199,9 +199,9 @@ def next_texts(
 
 def with_patience(
     texts: Iterator[str],
-    seconds: float,  # how long to wait for the next ones
+    seconds: float,  # how long to wait for the next thousand
 ) -> Iterator[str]:  # the same
-    "Pass texts on; a TimeoutError where the next thousand take longer than so many seconds."
+    "Pass texts on; a TimeoutError where the next thousand take too long."
     reader = ThreadPool(1)  # its thread keeps no process from ending
     try:
         while batch := reader.apply_async(next_texts, [texts]).get(seconds):
