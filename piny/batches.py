@@ -79,12 +79,13 @@ def window_starts(
         return range(0, last + 1, seq_len)
     if packing != 'stories':
         raise ValueError(f'packing is {packing!r}; expected stream or stories')
-    stories = story_places(tokens, bos_id)
-    if not stories:
-        raise ValueError(f'No story begins in the data, for they hold no bos, id {bos_id}; '
-                         'prepare them again, or choose packing stream')
-    starts = story_window_starts(stories, len(tokens), seq_len)
-    return np.array([start for start in starts if start <= last], dtype=np.int64)
+    starts = story_window_starts(story_places(tokens, bos_id), len(tokens), seq_len)
+    starts = [start for start in starts if start <= last]
+    if not starts:
+        raise ValueError(
+            f'No story (bos, id {bos_id}) begins where a window of {seq_len:,} tokens '
+            'fits; prepare the data again, or choose packing stream')
+    return np.array(starts, dtype=np.int64)
 
 # %% ../nbs/06_batches.ipynb #c190a39c
 def get_batch(

@@ -56,8 +56,8 @@ class TrainConfig:
     prompt: str = option('Once upon a time', 'begins the story told at each validation')
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = option('auto', 'auto, cpu, cuda or mps')
     dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = option(
-        'auto', 'auto (bfloat16 where the device is made for it and the model is wide '
-        'enough), float32, bfloat16 or float64')
+        'auto', 'auto (bfloat16 on a GPU made for it, and for wide models on a CPU made '
+        'for it), float32, bfloat16 or float64')
     compile: Literal['auto', 'on', 'off'] = option(
         'auto', 'auto (on Linux: with CUDA, or for two million tokens or more in bfloat16 '
         'on a CPU with AMX), on or off')

@@ -96,7 +96,8 @@ def find_checkpoint(
     path = Path(path)
     if str(path) == BUILT_IN and not path.exists():
         return Path(str(resources.files('piny')/'assets'/BUILT_IN))
-    if path.name.endswith(('.safetensors', INDEX)) and path.is_file():
+    is_weights_file = path.name.endswith('.safetensors') and path.is_file()
+    if is_weights_file or path.name in (WEIGHTS, INDEX) and not path.is_dir():
         path = path.parent
     if (path/'checkpoints').is_dir():
         path = path/'checkpoints'/'latest'

@@ -101,7 +101,7 @@ def has_amx() -> bool:
 
 
 def has_bf16() -> bool:
-    "Can this processor multiply bfloat16 without making it float32 first?"
+    "Has this x86 processor instructions for products of bfloat16?"
     return has_instructions('amx_bf16', 'avx512_bf16')
 
 # %% ../nbs/92_machine.ipynb #95fc533f

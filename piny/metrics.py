@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_STYLE', 'VALIDATION_STYLE', 'CARD_LOSS', 'read_metrics', 'trim_metrics', 'read_samples', 'write_sample',
-           'data_and_vocabulary', 'draw_run', 'plot_runs']
+           'data_and_vocabulary', 'is_number', 'draw_run', 'plot_runs']
 
 # %% ../nbs/23b_metrics.ipynb #64553ed0
 import json
@@ -34,7 +34,7 @@ def read_metrics(
             line = json.loads(text)
         except ValueError:
             continue  # cut by a crash
-        if isinstance(line, dict) and 'step' in line:
+        if isinstance(line, dict) and isinstance(line.get('step'), int):
             lines.append(line)
     return lines
 
@@ -81,12 +81,19 @@ def data_and_vocabulary(
     try:
         config = read_json(Path(run)/'run.json')['config']
         return config['data'], config['model']['vocab_size']
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 # %% ../nbs/23b_metrics.ipynb #26c0fff6
 TRAIN_STYLE: dict[str, Any] = dict(alpha=0.4, linewidth=1)
 VALIDATION_STYLE: dict[str, Any] = dict(marker='o', markersize=4)
+
+
+def is_number(
+    value: Any,  # of a metrics line
+) -> bool:
+    "Can this be drawn?"
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def draw_run(
@@ -98,7 +105,8 @@ def draw_run(
     "Draw what a run has measured, over the tokens that it has seen."
     lines = read_metrics(run)
     for key, style in styles.items():
-        measured = [line for line in lines if key in line and math.isfinite(line[key])]
+        measured = [line for line in lines if is_number(line.get('tokens'))
+                    and is_number(line.get(key))]
         if measured:
             tokens = [line['tokens'] for line in measured]
             values = [line[key] for line in measured]

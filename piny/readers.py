@@ -234,7 +234,8 @@ def parquet_stories(
     try:
         if not file.seekable():
             file = io.BytesIO(file.read())  # a table is read from its end
-        table = pyarrow.parquet.ParquetFile(file)
+        # else a whole row group is held
+        table = pyarrow.parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
         columns = story_columns(table.schema_arrow.names, path)
         number = 0
         for rows in table.iter_batches(4096, columns=columns):

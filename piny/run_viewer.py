@@ -56,14 +56,14 @@ class RunViewer(Panel):
 
     def update(self) -> None:
         "Draw the curves, and list the steps at which a story was told."
-        try:
-            self.curves.value = as_png(self.figure())
-            samples = {f'{name}, step {step:,}': story for name in self.runs.value
-                       for step, story in read_samples(self.folder/name).items()}
-        except (OSError, ValueError) as error:
-            self.story.value = error_html(error)
-            return
         with self.lock:
+            try:
+                self.curves.value = as_png(self.figure())
+                samples = {f'{name}, step {step:,}': story for name in self.runs.value
+                           for step, story in read_samples(self.folder/name).items()}
+            except (OSError, ValueError) as error:
+                self.story.value = error_html(error)
+                return
             chosen = self.step.value
             self.samples = samples
             self.step.options = list(samples)
@@ -91,12 +91,13 @@ class RunViewer(Panel):
                 return
             self.last_changes = changes
             picked, step = self.runs.value, self.step.value
+            at_end = step == next(reversed(self.step.options), None)
             if set(self.runs.options) != changes.keys():
                 self.runs.options = list(changes)
                 self.runs.value = [name for name in picked if name in changes]
             self.update()
             if step in self.samples:
-                self.step.value = step
+                self.step.value = next(reversed(self.samples)) if at_end else step
 
     def watch(
         self,

@@ -43,6 +43,7 @@ class RunState:
     "How far a run has come; what a checkpoint keeps beside weights and optimizers."
     data: dict  # identity of the data, of `data_identity`
     step: int = 0  # finished steps
+    bf16: bool | None = None  # were products computed in bfloat16? None: no step yet
     validated_step: int = 0  # the step of the last validation
     train_loss: float | None = None  # of the last good step, nats a token
     best_loss: float | None = None  # of the best checkpoint, nats a token

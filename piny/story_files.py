@@ -116,13 +116,18 @@ def choose_reader(
     path: Path,  # a story file, packed or not
 ) -> Callable[[BinaryIO, Path], Iterator[str]]:  # of `READERS`
     "Choose a file's reader by its name and its beginning; a ValueError for a stand-in."
-    with open_unpacked(path) as file:
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if head.startswith(LFS_POINTER):
+    with open(path, 'rb') as raw_file:  # as it lies there: its name may tell a packing
+        is_pointer = raw_file.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
         raise ValueError(f'{path} is a pointer of Git LFS in the place of the file; '
                          'fetch the file itself with: git lfs pull')
+    with open_unpacked(path) as file:
+        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     if head.startswith(TABLE):
         return parquet_stories
+    if file_format(path) not in READERS:
+        raise ValueError(f'{path} is no story file by its name; expected {ENDINGS}; '
+                         'convert or rename it')
     reader = READERS[file_format(path)]
     if head and reader in (json_lines_stories, json_stories):
         return json_stories if head.startswith(b'[') else json_lines_stories

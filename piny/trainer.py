@@ -83,7 +83,7 @@ def bf16_pays(
     config: TrainConfig,
     device: torch.device,
 ) -> bool:
-    "Is the device made for bfloat16, and the model wide enough to gain from it?"
+    "Is the GPU made for bfloat16, or the CPU if the model is wide enough to gain from it?"
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
     narrowest = 256 if has_amx() else 512  # below, products are too small to gain
@@ -93,11 +93,13 @@ def bf16_pays(
 def use_bf16(
     config: TrainConfig,
     world: World,
+    before: bool | None = None,  # in the part of the run before this one; None: a new run
 ) -> bool:  # the same in all processes
     "Are products computed in bfloat16, those of Muon too? The weights stay float32."
     if config.dtype != 'auto':
         return config.dtype == 'bfloat16'
-    return world.mean(bf16_pays(config, world.device)).item() == 1
+    pays = world.mean(bf16_pays(config, world.device)).item() == 1
+    return pays and before is not False
 
 
 def check_dtype(
@@ -264,7 +266,7 @@ def make_trainer(
         config, inputs, world, stop, run, state, accumulations, first_step=state.step)
     if state.step == config.max_steps:
         return trainer  # nothing is left to do
-    trainer.bf16 = use_bf16(config, world)
+    state.bf16 = trainer.bf16 = use_bf16(config, world, state.bf16)
     trainer.model = make_model(config, start, device)
     trainer.optimizers = build_optimizers(
         trainer.model, config.optimizer, config.learning_rate, config.beta1, config.beta2,

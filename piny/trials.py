@@ -183,7 +183,7 @@ def suggest_value(
     if isinstance(values, list):
         return trial.suggest_categorical(name, values)
     low, high = values['low'], values['high']
-    log = low > 0 and high / low > 9.999  # 10 * 3e-5 is a little more than 3e-4
+    log = low > 0 and high / low >= 10 * (1 - 1e-9)  # 10 * 3e-5 is a little over 3e-4
     if isinstance(low, int):
         return trial.suggest_int(name, low, high, log=log)
     return trial.suggest_float(name, low, high, log=log)
