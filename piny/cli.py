@@ -124,8 +124,8 @@ def field_options(
         if field.description is None:
             continue  # not for the command line
         help_text = field.description.replace('%', '%%')
-        is_shown = field.default not in (None, ()) and field.default is not False  # 0 is
-        if show_defaults and is_shown:
+        says_something = field.default not in (None, ()) and field.default is not False
+        if show_defaults and says_something:  # also a 0, which is equal to False
             help_text += f' (default: {field.default})'.replace('%', '%%')
         if field.default is False:
             options[name] = dict(action='store_true', help=help_text)
